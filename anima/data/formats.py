@@ -1,0 +1,197 @@
+"""Layouts of a row: which keys tell them apart, and how each becomes a Conversation.
+
+A new layout is one entry of FORMATS. Knows no files; errors name the place that the caller gives.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from anima.data.records import Conversation, Message, Role, find_problem
+from anima.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A message and the keys of the row that hold its role and its text, for error messages."""
+
+    message: Message
+    role_key: str
+    content_key: str
+
+
+Row = Mapping[str, object]
+Convert = Callable[[Row, str], list[Turn]]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A layout. A row has it when it holds all of `keys` and none of `absent`; other columns do not matter."""
+
+    name: str
+    keys: tuple[str, ...]
+    convert: Convert
+    absent: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name} ({', '.join((*self.keys, *(f'[{key}]' for key in self.optional)))})"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return f"{text[:60]}{'...' if len(text) > 60 else ''} ({type(value).__name__})"
+
+
+def _value(row: Row, key: str, source: str, path: str = "") -> object:
+    if key not in row:
+        raise DataError(
+            f"the row has no key {path}{key}",
+            where=source,
+            got=f"keys {', '.join(map(repr, row)) or '(none)'}",
+            fix="mend the row, or name another --dataset_format",
+        )
+    return row[key]
+
+
+def _text(value: object, key: str, source: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(
+            f"{key} is not text", where=source, got=_shown(value), allowed="a string", fix=f"write {key} as a string"
+        )
+    return value
+
+
+def _optional_text(row: Row, key: str, source: str) -> str:
+    """The text under a key, or "" where the key is missing, null or NaN (how tables say that there is none)."""
+    value = row.get(key)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return _text(value, key, source)
+
+
+def _chat(list_key: str, role_key: str, content_key: str, roles: Mapping[str, Role]) -> Convert:
+    """A converter of chats: a list of objects under `list_key`, and perhaps a `system` text beside it."""
+
+    def convert(row: Row, source: str) -> list[Turn]:
+        items = _value(row, list_key, source)
+        if not isinstance(items, list):
+            raise DataError(f"{list_key} is not a list", where=source, got=_shown(items), allowed="a list of messages")
+        turns = []
+        system = _optional_text(row, "system", source) if list_key == "conversations" else ""
+        if system.strip():
+            turns.append(Turn(Message("system", system), "system", "system"))
+        for i, item in enumerate(items):
+            path = f"{list_key}[{i}]."
+            if not isinstance(item, dict):
+                raise DataError(f"{path[:-1]} is not an object", where=source, got=_shown(item), allowed="an object")
+            speaker = _text(_value(item, role_key, source, path), path + role_key, source)
+            content = _text(_value(item, content_key, source, path), path + content_key, source)
+            if speaker not in roles:
+                raise DataError(
+                    f"{path}{role_key} is no known speaker", where=source, got=repr(speaker), allowed=", ".join(roles)
+                )
+            turns.append(Turn(Message(roles[speaker], content), path + role_key, path + content_key))
+        return turns
+
+    return convert
+
+
+def _alpaca(row: Row, source: str) -> list[Turn]:
+    instruction = _text(_value(row, "instruction", source), "instruction", source)
+    context = _optional_text(row, "input", source)
+    output = _text(_value(row, "output", source), "output", source)
+    return [
+        Turn(Message("user", instruction, context), "instruction", "instruction"),
+        Turn(Message("assistant", output), "output", "output"),
+    ]
+
+
+def _pair(prompt_key: str, answer_key: str) -> Convert:
+    """A converter of one prompt and one answer."""
+
+    def convert(row: Row, source: str) -> list[Turn]:
+        prompt = _text(_value(row, prompt_key, source), prompt_key, source)
+        answer = _text(_value(row, answer_key, source), answer_key, source)
+        return [
+            Turn(Message("user", prompt), prompt_key, prompt_key),
+            Turn(Message("assistant", answer), answer_key, answer_key),
+        ]
+
+    return convert
+
+
+MESSAGE_ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
+SHAREGPT_SPEAKERS: Mapping[str, Role] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bard": "assistant",
+    "bing": "assistant",
+}
+
+FORMATS: tuple[Format, ...] = (
+    Format("messages", ("messages",), _chat("messages", "role", "content", MESSAGE_ROLES)),
+    Format(
+        "sharegpt",
+        ("conversations",),
+        _chat("conversations", "from", "value", SHAREGPT_SPEAKERS),
+        optional=("system",),
+    ),
+    Format("alpaca", ("instruction", "output"), _alpaca, optional=("input",)),
+    Format("prompt_completion", ("prompt", "completion"), _pair("prompt", "completion")),
+    Format("input_output", ("input", "output"), _pair("input", "output"), absent=("instruction",)),
+)
+
+
+def detect_format(keys: Collection[str], source: str) -> str:
+    """The name of the one format that a row with these keys has.
+
+    Raises:
+        DataError: No format matches, or more than one.
+    """
+    known = "; ".join(map(str, FORMATS))
+    matches = [f.name for f in FORMATS if set(f.keys) <= set(keys) and not set(f.absent) & set(keys)]
+    if len(matches) == 1:
+        return matches[0]
+    raise DataError(
+        f"the row fits more than one format: {', '.join(matches)}" if matches else "the row fits no known format",
+        where=source,
+        got=f"keys {', '.join(map(repr, keys)) or '(none)'}",
+        allowed=known,
+        fix="name one with --dataset_format" if matches else "rename the columns to those of a format",
+    )
+
+
+def to_conversation(row: Row, format_name: str, source: str) -> Conversation:
+    """The row as a checked Conversation.
+
+    Args:
+        row: The row's values by key.
+        format_name: A name in FORMATS.
+        source: Where the row is, as `file:line`.
+
+    Raises:
+        DataError: A key is missing, a value is no text, or the messages are no conversation.
+    """
+    chosen = next(f for f in FORMATS if f.name == format_name)
+    turns = chosen.convert(row, source)
+    messages = tuple(turn.message for turn in turns)
+    problem = find_problem(messages)
+    if problem is not None:
+        if turns:
+            turn = turns[problem.index]
+            key = turn.role_key if problem.field == "role" else turn.content_key
+        else:
+            key = chosen.keys[0]
+        raise DataError(
+            f"{problem.what} ({key})",
+            where=source,
+            got=problem.got,
+            allowed=problem.allowed,
+            fix="mend or remove this row",
+        )
+    return Conversation(messages, source)

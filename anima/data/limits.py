@@ -1,0 +1,168 @@
+"""The length limits and what happens to a row over them: drop, trim the user's text, or stop. Answers are never cut.
+
+Turns segments into a TokenSequence, or into the reason why there is none.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from anima.config.schema import DataConfig
+from anima.data.encode import Encoder, Run, TokenSequence, to_sequence
+from anima.data.segments import Segment
+from anima.data.tokenizer import Tokenizer
+from anima.errors import DataError, ModelError
+
+TOO_LONG = "longer than max_seq_length"
+SOURCE_TOO_LONG = "context longer than source_max_len"
+TARGET_TOO_LONG = "answer longer than target_max_len"
+STILL_TOO_LONG = "too long even with the user's text trimmed"
+
+_TRIM_ROUNDS = 8
+"""Tokens change a little when text is cut, so a trimmed row is measured again; a few rounds always do."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """What became of a row: a sequence, or the reason for dropping it."""
+
+    sequence: TokenSequence | None
+    dropped: str | None
+    trimmed: bool
+    num_answers: int
+    """Learned runs of tokens."""
+    num_stopped: int
+    """Those whose last token is a stop token."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Lengths:
+    source: int
+    target: int
+    total: int
+
+
+def _measure(runs: Sequence[Run]) -> _Lengths:
+    """Tokens before the last answer, of the last answer, and of all; without an answer told apart, only of all."""
+    total = sum(len(run.ids) for run in runs)
+    last = max((i for i, run in enumerate(runs) if run.trainable), default=None)
+    if last is None:
+        return _Lengths(0, 0, total)
+    return _Lengths(sum(len(run.ids) for run in runs[:last]), len(runs[last].ids), total)
+
+
+class RowEncoder:
+    """Encodes rows under the limits and the policy of a DataConfig.
+
+    Args:
+        tokenizer: The tokenizer.
+        config: Its limits, `truncation` and `train_on` are used.
+
+    Raises:
+        ModelError: `truncation` is trim_prompt and the tokenizer cannot tell where in the text a token starts.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, config: DataConfig) -> None:
+        if config.truncation == "trim_prompt" and not getattr(tokenizer, "is_fast", False):
+            raise ModelError(
+                "the tokenizer does not tell where its tokens start in the text, as trim_prompt needs",
+                where="--truncation",
+                got="trim_prompt",
+                allowed="drop, error",
+                fix="use --truncation drop, or a model folder with a tokenizer.json",
+            )
+        self._tokenizer = tokenizer
+        self._encoder = Encoder(tokenizer)
+        self._config = config
+        self._total = config.sequence_limit
+        self._source = min(config.source_max_len or self._total, self._total)
+        self._target = min(config.target_max_len or self._total, self._total)
+
+    def encode(self, rows: Sequence[Sequence[Segment]], sources: Sequence[str]) -> list[EncodedRow]:
+        """What became of each row.
+
+        Args:
+            rows: The segments of each row.
+            sources: Where each row comes from, for errors.
+
+        Raises:
+            DataError: A row is over a limit and the policy is error.
+        """
+        encoded = self._encoder.encode(rows)
+        return [
+            self._fit(segments, runs, source) for segments, runs, source in zip(rows, encoded, sources, strict=True)
+        ]
+
+    def _over(self, lengths: _Lengths) -> tuple[str, int, int] | None:
+        """The limit that is broken first, with the length and the limit in tokens."""
+        if lengths.target > self._target:
+            return TARGET_TOO_LONG if self._config.target_max_len else TOO_LONG, lengths.target, self._target
+        if lengths.source > self._source:
+            return SOURCE_TOO_LONG if self._config.source_max_len else TOO_LONG, lengths.source, self._source
+        if lengths.total > self._total:
+            return TOO_LONG, lengths.total, self._total
+        return None
+
+    def _fit(self, segments: Sequence[Segment], runs: list[Run], source: str) -> EncodedRow:
+        lengths = _measure(runs)
+        over = self._over(lengths)
+        if over is None:
+            return self._kept(runs, trimmed=False)
+        reason, length, limit = over
+        if self._config.truncation == "error":
+            raise DataError(
+                f"the row is too long: {reason}",
+                where=source,
+                got=f"{length} tokens",
+                allowed=f"{limit} tokens",
+                fix="raise the limit, or use --truncation drop or trim_prompt",
+            )
+        if self._config.truncation == "drop" or lengths.target > self._target:
+            return _dropped(reason)
+        return self._trimmed(segments, lengths)
+
+    def _kept(self, runs: list[Run], *, trimmed: bool) -> EncodedRow:
+        sequence = to_sequence(runs, train_on_all=self._config.train_on == "all")
+        answers = [run for run in runs if run.trainable]
+        stopped = sum(self._encoder.is_stop(run.ids[-1]) for run in answers)
+        return EncodedRow(sequence, None, trimmed, len(answers), stopped)
+
+    def _trimmed(self, segments: Sequence[Segment], lengths: _Lengths) -> EncodedRow:
+        """Shorten the user's texts until the row fits, or find that it never will."""
+        for _ in range(_TRIM_ROUNDS):
+            excess = max(lengths.source - self._source, lengths.total - self._total)
+            shorter = self._shorten(segments, excess)
+            if shorter == segments:
+                break
+            segments = shorter
+            runs = self._encoder.encode([segments])[0]
+            lengths = _measure(runs)
+            if self._over(lengths) is None:
+                return self._kept(runs, trimmed=True)
+        return _dropped(STILL_TOO_LONG)
+
+    def _shorten(self, segments: Sequence[Segment], excess: int) -> list[Segment]:
+        """Take `excess` tokens from the starts of the trimmable segments, earliest first; one is left of the last."""
+        shorter = list(segments)
+        trimmable = [i for i, segment in enumerate(segments) if segment.trimmable and segment.text]
+        for i in trimmable:
+            starts = self._token_starts(segments[i].text)
+            wanted = min(excess, len(starts) - (i == trimmable[-1]))
+            if wanted <= 0:
+                continue
+            cut = starts[wanted] if wanted < len(starts) else len(segments[i].text)
+            if cut == 0:  # the first characters take several tokens each: cut the first one
+                cut = next((start for start in starts if start > 0), 0 if i == trimmable[-1] else len(segments[i].text))
+            shorter[i] = replace(segments[i], text=segments[i].text[cut:])
+            excess -= wanted
+        return shorter
+
+    def _token_starts(self, text: str) -> list[int]:
+        """Where in the text each of its tokens starts, in characters."""
+        encoded = self._tokenizer(
+            [text], add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+        )
+        return [int(start) for start, _ in encoded["offset_mapping"][0]]
+
+
+def _dropped(reason: str) -> EncodedRow:
+    return EncodedRow(None, reason, trimmed=False, num_answers=0, num_stopped=0)

@@ -1,0 +1,156 @@
+"""Which sequences each optimizer step holds, and this rank's micro-batches of them. No state: a step is a function
+of (seed, number of the step), so resuming is starting at that number. Ranks arrive as plain integers.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+
+from anima.data.batching import MicroBatch, assign, collate, filler
+from anima.data.dataset import TokenizedDataset
+from anima.data.order import IndexArray, shuffled
+
+EPOCH_ORDER = 2
+"""Purpose of the seeded order of an epoch."""
+
+
+class StepLoader:
+    """The steps of a run.
+
+    All epochs' orders, one behind the other, make an endless stream; step s holds its positions
+    [s * global_batch_size, (s + 1) * global_batch_size), and so may reach from one epoch into the next.
+
+    Args:
+        dataset: The training set.
+        global_batch_size: Sequences of a step over all ranks.
+        micro_batch_tokens: Tokens of a micro-batch, at most.
+        packing: Several sequences in a micro-batch.
+        seed: Decides the order.
+        rank: This rank.
+        world_size: Number of ranks.
+
+    Raises:
+        ValueError: The dataset is empty.
+    """
+
+    def __init__(
+        self,
+        dataset: TokenizedDataset,
+        *,
+        global_batch_size: int,
+        micro_batch_tokens: int,
+        packing: bool,
+        seed: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        if len(dataset) == 0:
+            raise ValueError("a training set without sequences")
+        self._dataset = dataset
+        self._batch_size = global_batch_size
+        self._budget = micro_batch_tokens
+        self._packing = packing
+        self._rank = rank
+        self._world_size = world_size
+        self._order = lru_cache(maxsize=2)(lambda epoch: shuffled(len(dataset), seed, EPOCH_ORDER, epoch))
+
+    def num_steps(self, num_train_epochs: float) -> int:
+        """Steps until every row was seen `num_train_epochs` times; the last one may be smaller."""
+        return math.ceil(self._end(num_train_epochs) / self._batch_size)
+
+    def step(self, index: int, *, num_train_epochs: float | None = None) -> list[MicroBatch]:
+        """This rank's micro-batches of step `index`, counted from 0; every rank has as many.
+
+        Args:
+            index: Number of the step.
+            num_train_epochs: Where the stream ends, which cuts the last step; None: it does not end.
+
+        Raises:
+            IndexError: The stream ends before this step.
+        """
+        rows = self.rows(index, num_train_epochs=num_train_epochs)
+        lengths = self._dataset.lengths[rows]
+        shares = assign(
+            lengths.tolist(), world_size=self._world_size, micro_batch_tokens=self._budget, packing=self._packing
+        )
+        shortest = int(rows[int(np.argmin(lengths))])
+        return [
+            collate([self._dataset[int(rows[i])] for i in members]) if members else filler(self._dataset[shortest])
+            for members in shares[self._rank]
+        ]
+
+    def rows(self, index: int, *, num_train_epochs: float | None = None) -> IndexArray:
+        """Numbers of the sequences of step `index` over all ranks, in the order of the stream.
+
+        Raises:
+            IndexError: The stream ends before this step.
+        """
+        start, stop = index * self._batch_size, (index + 1) * self._batch_size
+        if num_train_epochs is not None:
+            stop = min(stop, self._end(num_train_epochs))
+        if index < 0 or start >= stop:
+            raise IndexError(f"no step {index} in {num_train_epochs} epochs")
+        epochs, places = np.divmod(np.arange(start, stop), len(self._dataset))
+        return np.concatenate([self._order(int(e))[places[epochs == e]] for e in np.unique(epochs)])
+
+    def sources(self, index: int, *, num_train_epochs: float | None = None) -> list[str]:
+        """Where the rows of step `index` come from, as `file:line`, for error reports."""
+        return [self._dataset.source(int(i)) for i in self.rows(index, num_train_epochs=num_train_epochs)]
+
+    def epoch(self, index: int) -> float:
+        """Passes over the training set that lie behind when step `index` begins."""
+        return index * self._batch_size / len(self._dataset)
+
+    def _end(self, num_train_epochs: float) -> int:
+        """Positions of the stream in so many epochs: whole rows, at least one."""
+        return max(1, round(num_train_epochs * len(self._dataset)))
+
+
+class EvalLoader:
+    """All sequences of a set once, in order, shared out over the ranks in equal numbers of micro-batches.
+
+    Args:
+        dataset: The held-out set.
+        micro_batch_tokens: Tokens of a micro-batch, at most.
+        packing: Several sequences in a micro-batch.
+        rank: This rank.
+        world_size: Number of ranks.
+
+    Raises:
+        ValueError: The dataset is empty, or a sequence is longer than a micro-batch.
+    """
+
+    def __init__(
+        self, dataset: TokenizedDataset, *, micro_batch_tokens: int, packing: bool, rank: int, world_size: int
+    ) -> None:
+        if len(dataset) == 0:
+            raise ValueError("a held-out set without sequences")
+        if int(dataset.lengths.max()) > micro_batch_tokens:
+            raise ValueError(f"a sequence is longer than a micro-batch of {micro_batch_tokens} tokens")
+        self._dataset = dataset
+        groups = _in_order(dataset.lengths.tolist(), micro_batch_tokens if packing else 0)
+        groups += [[] for _ in range(-len(groups) % world_size)]
+        self._groups = groups[rank::world_size]
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        for members in self._groups:
+            yield collate([self._dataset[i] for i in members]) if members else filler(self._dataset[0])
+
+
+def _in_order(lengths: list[int], budget: int) -> list[list[int]]:
+    """Neighbouring sequences together as long as they fit into the budget; one at least."""
+    groups: list[list[int]] = []
+    load = 0
+    for i, length in enumerate(lengths):
+        if groups and load + length <= budget:
+            groups[-1].append(i)
+            load += length
+        else:
+            groups.append([i])
+            load = length
+    return groups

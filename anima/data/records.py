@@ -1,0 +1,98 @@
+"""The typed record: a conversation that ends in an answer, checked when it is made.
+
+Knows neither files nor formats nor text templates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from anima.errors import DataError
+
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `context` is the `input` of an Alpaca row, which only the Alpaca template sets apart."""
+
+    role: Role
+    content: str
+    context: str = ""
+
+    @property
+    def text(self) -> str:
+        """Content and context as one text, for every template but Alpaca's."""
+        return f"{self.content}\n\n{self.context}" if self.context else self.content
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why messages are no conversation: which message, which of its fields, what is wrong, what would be right."""
+
+    index: int
+    field: Literal["role", "content"]
+    what: str
+    got: str
+    allowed: str
+
+
+def find_problem(messages: Sequence[Message]) -> Problem | None:
+    """The first breach of the rules, or None.
+
+    A system message only first; user and assistant in turn; the last is the assistant; every answer holds more than
+    white space; every text is valid Unicode.
+    """
+    turns = messages[1:] if messages and messages[0].role == "system" else messages
+    skipped = len(messages) - len(turns)
+    if not turns:
+        got = f"{len(messages)} messages"
+        return Problem(0, "role", "the conversation has no turns", got, "a question and an answer")
+    for i, message in enumerate(turns):
+        expected = "assistant" if i % 2 else "user"
+        if message.role != expected:
+            allowed = "system only first, then user and assistant in turn"
+            return Problem(skipped + i, "role", f"the turn of the {expected} is missing", message.role, allowed)
+    for i, message in enumerate(messages):
+        if message.role == "assistant" and not message.content.strip():
+            return Problem(i, "content", "the answer is empty", repr(message.content), "an answer with some text")
+        if not _encodable(message.content) or not _encodable(message.context):
+            got = ascii(message.text)[:60]
+            return Problem(i, "content", "the text holds half a character", got, "valid Unicode")
+    if turns[-1].role != "assistant":
+        last = len(messages) - 1
+        return Problem(last, "role", "the conversation ends without an answer", turns[-1].role, "assistant as the last")
+    return None
+
+
+def _encodable(text: str) -> bool:
+    """Whether UTF-8 can hold the text; a lone surrogate from a JSON escape such as \\ud83d cannot be."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Checked messages and where they come from (`file:line`).
+
+    Raises:
+        DataError: The messages break a rule of `find_problem`.
+    """
+
+    messages: tuple[Message, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        problem = find_problem(self.messages)
+        if problem is not None:
+            raise DataError(
+                f"{problem.what} (message {problem.index + 1})",
+                where=self.source,
+                got=problem.got,
+                allowed=problem.allowed,
+                fix="mend or remove this row",
+            )

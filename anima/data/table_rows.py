@@ -1,0 +1,80 @@
+"""Rows of `.csv`, `.tsv` and `.parquet`, streamed. Cells of text tables are text, whatever they look like.
+
+The only reader of parquet; knows no meaning of a column.
+"""
+
+import csv
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from anima.data.text_files import RawRow, text_lines
+from anima.errors import DataError
+
+PARQUET_ROWS = 256
+
+
+def read_delimited(path: Path, name: str, delimiter: str) -> Iterator[RawRow]:
+    """Rows of a table with a header line; quoted cells may hold line breaks. A row's line is the one it starts on.
+
+    Raises:
+        DataError: Not UTF-8, a name twice in the header, a row with more or fewer cells, a quote that is not closed.
+    """
+    csv.field_size_limit(sys.maxsize)  # the library's 128 KiB for a cell is less than a long document
+    reader = csv.reader((line for _, line in text_lines(path, name)), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        start = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise DataError(
+                f"wrong table: {error}", where=f"{name}:{start}", fix="look for a quote that is not closed or doubled"
+            ) from None
+        if cells is None:
+            return
+        if not cells or (len(cells) == 1 and not cells[0].strip()):
+            continue
+        if header is None:
+            header = _checked_header(cells, f"{name}:{start}")
+            continue
+        if len(cells) != len(header):
+            raise DataError(
+                f"the row has {len(cells)} cells, the header {len(header)}",
+                where=f"{name}:{start}",
+                got=repr(cells)[:80],
+                fix="quote cells that hold the separator",
+            )
+        yield RawRow(dict(zip(header, cells, strict=True)), f":{start}")
+
+
+def _checked_header(cells: list[str], where: str) -> list[str]:
+    repeated = sorted({cell for cell in cells if cells.count(cell) > 1})
+    if repeated:
+        raise DataError(f"the header names the column {repeated[0]!r} twice", where=where, fix="rename one of them")
+    return cells
+
+
+def read_parquet(path: Path, name: str) -> Iterator[RawRow]:
+    """Rows of a parquet file, counted from 1.
+
+    Raises:
+        DataError: Not a whole parquet file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield RawRow(values, f": row {number}")
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(
+            "the parquet file cannot be read",
+            where=name if number == 0 else f"{name}: after row {number}",
+            got=str(error).splitlines()[0],
+            fix="write it again; it may be cut off",
+        ) from None

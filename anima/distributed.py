@@ -1,0 +1,113 @@
+"""Ranks of a run: who am I, start and stop of the process group, sums and gathers over all ranks.
+
+The only file beside `train/engine.py` that knows torch.distributed. Rank numbers come from the launcher's
+environment alone; nobody else reads it.
+"""
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from anima.errors import ConfigError
+
+T = TypeVar("T")
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""Longest wait of a collective: above the slowest legitimate one (rank 0 samples while the others wait)."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Place of this process among those of the run."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one process that writes files and talks to people."""
+        return self.rank == 0
+
+
+def read_ranks(environ: Mapping[str, str] = os.environ) -> Ranks:
+    """Rank numbers as `deepspeed`, `torchrun` or plain `python` (one rank) give them.
+
+    Raises:
+        ConfigError: the environment names some of RANK, LOCAL_RANK, WORLD_SIZE but not all, or nonsense.
+    """
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    given = {name: environ[name] for name in names if name in environ}
+    if not given:
+        return Ranks()
+    fix = "start it by deepspeed, torchrun or plain python, or set all three"
+    if len(given) < len(names):
+        raise ConfigError("the launcher's environment is incomplete", got=given, allowed=" ".join(names), fix=fix)
+    try:
+        ranks = Ranks(int(given["RANK"]), int(given["LOCAL_RANK"]), int(given["WORLD_SIZE"]))
+    except ValueError:
+        raise ConfigError("the launcher's rank numbers are no numbers", got=given, fix=fix) from None
+    if not 0 <= ranks.rank < ranks.world_size or ranks.local_rank < 0:
+        raise ConfigError("the launcher's rank numbers contradict each other", got=given, fix=fix)
+    return ranks
+
+
+def start(ranks: Ranks, device: torch.device, backend: str = "auto") -> None:
+    """Create the process group: NCCL on GPUs, gloo on CPUs.
+
+    A single process without a launcher gets a group of one on a free port of this machine, so that every
+    run takes the same path.
+    """
+    if "MASTER_ADDR" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(probe.getsockname()[1]))
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+    if backend == "auto":
+        backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        timeout=COLLECTIVE_TIMEOUT,
+        device_id=device if backend == "nccl" else None,
+    )
+
+
+def stop() -> None:
+    """Destroy the process group if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Sum of `values` over all ranks, in place, on the device; no host synchronisation."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def gather_objects(value: T) -> list[T]:
+    """The `value` of every rank, in rank order, on every rank. Small objects only."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    values: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
+
+
+def from_main(value: T) -> T:
+    """Rank 0's `value` on every rank."""
+    return gather_objects(value)[0]
+
+
+def wait_for_all() -> None:
+    """Return when every rank has come here."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()

@@ -1,0 +1,86 @@
+"""What lies beside an adapter's weights, so that whoever uses them talks to it as training did.
+
+`anima.json`: base and its fingerprint, template's name, the rendering of a fixed conversation. A chat whose
+template renders that conversation otherwise would not be the chat that was trained.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anima.data.records import Conversation, Message
+from anima.data.segments import Template, join
+from anima.errors import ModelError
+
+RECORD = "anima.json"
+PROBE = Conversation(
+    (
+        Message("user", "One? 一"),
+        Message("assistant", "Two. 二"),
+        Message("user", "Three? 三"),
+        Message("assistant", "Four. 四"),
+    ),
+    source="template probe",
+)
+PROBE_SINGLE = Conversation(PROBE.messages[:2], source="template probe")
+
+
+@dataclass(frozen=True)
+class AdapterRecord:
+    """How an adapter was trained, as far as its users must know."""
+
+    model_name_or_path: str
+    base_fingerprint: str
+    quantization: str
+    chat_template: str
+    rendering: str
+    objective: str
+
+
+def rendering_of(template: Template) -> str:
+    """The fixed conversation in this template: two exchanges, or one where it knows no more."""
+    return join(template.segments(PROBE_SINGLE if template.name == "plain" else PROBE))
+
+
+def write_record(folder: Path, record: AdapterRecord) -> None:
+    """Write anima.json into an adapter's folder."""
+    (folder / RECORD).write_text(json.dumps(vars(record), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_record(folder: Path) -> AdapterRecord:
+    """Read anima.json.
+
+    Raises:
+        ModelError: the folder is no adapter of ours.
+    """
+    path = folder / RECORD
+    try:
+        values: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return AdapterRecord(**{name: str(values[name]) for name in AdapterRecord.__dataclass_fields__})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            "the folder does not say how its adapter was trained",
+            where=path,
+            got=f"{type(error).__name__}: {error}",
+            allowed="the adapter/ folder of a run, or one of its checkpoints",
+            fix="point to such a folder",
+        ) from error
+
+
+def check_template(record: AdapterRecord, template: Template, folder: Path) -> None:
+    """Refuse a template that renders otherwise than the adapter's training did.
+
+    Raises:
+        ModelError: see above.
+    """
+    now = rendering_of(template)
+    if now != record.rendering:
+        raise ModelError(
+            "the chat template differs from the one this adapter was trained with",
+            where=folder / RECORD,
+            got=repr(now),
+            allowed=repr(record.rendering),
+            fix="use the tokenizer files that lie in the adapter's folder",
+        )

@@ -1,0 +1,5 @@
+"""The network: console, compute, gguf, tokenizer, attention, base_model, lora, packed.
+
+Each file imports only earlier ones. Owns transformers, bitsandbytes' NF4 and peft; knows nothing of data, losses or
+training.
+"""

@@ -1,0 +1,122 @@
+"""Attention that keeps the documents of a packed row apart.
+
+On GPUs torch's own variable-length flash attention; elsewhere a loop over the documents with the same result.
+Registered with transformers under `IMPLEMENTATION`; the boundaries travel as keyword arguments of the forward pass.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
+
+IMPLEMENTATION = "anima_packed"
+FLASH_COMPUTE_CAPABILITY = (8, 0)
+FLASH_MAX_HEAD_DIM = 256
+FLASH_KNOWS_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
+"""Grouped heads without repeating keys and values: from torch 2.12 on."""
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seqlens: Tensor | None = None,
+    document_lengths: Sequence[int] | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Causal attention within each document of a packed row.
+
+    Args:
+        module: The attention layer (unused; part of transformers' signature).
+        query: (1, heads, T, head_dim).
+        key: (1, key_value_heads, T, head_dim).
+        value: (1, key_value_heads, T, head_dim).
+        attention_mask: Must be None: the boundaries say it all.
+        dropout: Must be 0: a frozen base has no use for it.
+        scaling: Factor of the scores; None for 1/sqrt(head_dim).
+        sliding_window: A token sees itself and this many minus one before it; None for all of its document.
+        cu_seqlens: int32 (documents + 1,), cumulative document lengths on the device.
+        document_lengths: The lengths on the host; they sum to T.
+        _: Arguments that transformers hands to every attention function and that do not matter here.
+
+    Returns:
+        (1, T, heads, head_dim) and None (no attention weights).
+    """
+    if attention_mask is not None or dropout or cu_seqlens is None or document_lengths is None:
+        raise ValueError("packed attention takes document boundaries and neither a mask nor dropout")
+    if uses_flash(query.device, query.dtype, query.shape[-1]):
+        return _flash(query, key, value, scaling, sliding_window, cu_seqlens, max(document_lengths)), None
+    pieces = []
+    start = 0
+    for length in document_lengths:
+        part = slice(start, start + length)
+        pieces.append(
+            _causal(query[:, :, part], key[:, :, part], value[:, :, part], scaling, sliding_window),
+        )
+        start += length
+    return torch.cat(pieces, dim=2).transpose(1, 2), None
+
+
+def _flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    window: int | None,
+    cu_seqlens: Tensor,
+    longest: int,
+) -> Tensor:
+    """All documents in one kernel; arguments and result as in `packed_attention`."""
+    if key.shape[1] != query.shape[1] and not FLASH_KNOWS_GROUPS:
+        repeats = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    grouped: Any = {"enable_gqa": key.shape[1] != query.shape[1]} if FLASH_KNOWS_GROUPS else {}
+    output = varlen_attn(
+        query.squeeze(0).transpose(0, 1),
+        key.squeeze(0).transpose(0, 1),
+        value.squeeze(0).transpose(0, 1),
+        cu_seqlens,
+        cu_seqlens,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(window - 1 if window else -1, 0),
+        **grouped,
+    )
+    return cast(Tensor, output).unsqueeze(0)
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
+    """Causal attention of one document, (1, heads, length, head_dim)."""
+    length = query.shape[2]
+    grouped = key.shape[1] != query.shape[1]
+    if window is None or window >= length:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
+    position = torch.arange(length, device=query.device)
+    distance = position[:, None] - position[None, :]
+    mask = (distance >= 0) & (distance < window)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=grouped)
+
+
+def uses_flash(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether packed rows go through variable-length flash attention here, or through the loop."""
+    return (
+        device.type == "cuda"
+        and dtype in (torch.bfloat16, torch.float16)
+        and head_dim <= FLASH_MAX_HEAD_DIM
+        and head_dim % 8 == 0
+        and torch.cuda.get_device_capability(device) >= FLASH_COMPUTE_CAPABILITY
+    )
+
+
+AttentionInterface.register(IMPLEMENTATION, packed_attention)

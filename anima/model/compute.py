@@ -1,0 +1,136 @@
+"""Where and in which number format a rank computes.
+
+bf16 only where the processor really has it: on most CPUs it is emulated and 20 times slower than fp32, and
+older GPUs claim support by emulation as well.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from anima.errors import ConfigError
+
+BF16_COMPUTE_CAPABILITY = (8, 0)
+"""First CUDA compute capability with bf16 units (Ampere)."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Device and number format of this rank, and why."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """What a person calls the device."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
+    @property
+    def is_bf16(self) -> bool:
+        """True if the computation runs in bf16 over fp32 masters."""
+        return self.dtype == torch.bfloat16
+
+
+def choose_compute(device: str, compute_dtype: str, local_rank: int) -> Compute:
+    """Pick this rank's device and number format.
+
+    Args:
+        device: auto, cuda or cpu.
+        compute_dtype: auto, bf16 or fp32.
+        local_rank: Index of this process on its machine; it is also its GPU.
+
+    Raises:
+        ConfigError: CUDA is asked for and absent, or there are fewer GPUs than processes.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "this run needs a GPU and torch sees none",
+            where="--device",
+            got="cuda",
+            allowed="auto or cpu on this machine",
+            fix="run it on a GPU node (nvidia-smi must list one), or rehearse with --device cpu",
+        )
+    if device == "cpu" or not torch.cuda.is_available():
+        return _choose_cpu(compute_dtype)
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise ConfigError(
+            f"process {local_rank} of this machine has no GPU: there are {count}",
+            where="launcher",
+            got=f"LOCAL_RANK={local_rank}",
+            allowed=f"at most {count} processes on this machine",
+            fix=f"deepspeed --num_gpus {count} … or torchrun --nproc_per_node {count} …",
+        )
+    return _choose_cuda(compute_dtype, local_rank)
+
+
+def _choose_cuda(compute_dtype: str, index: int) -> Compute:
+    target = torch.device("cuda", index)
+    name = torch.cuda.get_device_name(index)
+    capable = torch.cuda.get_device_capability(index) >= BF16_COMPUTE_CAPABILITY
+    if compute_dtype == "bf16" and not capable:
+        raise ConfigError(
+            f"{name} has no bf16 units (it would be emulated)",
+            where="--compute_dtype",
+            got="bf16",
+            allowed="auto or fp32 on this GPU",
+            fix="--compute_dtype fp32",
+        )
+    if compute_dtype == "fp32" or not capable:
+        return Compute(target, torch.float32, f"fp32 on {name}")
+    return Compute(target, torch.bfloat16, f"bf16 on {name}")
+
+
+def _choose_cpu(compute_dtype: str) -> Compute:
+    target = torch.device("cpu")
+    capable = cpu_has_bf16()
+    if compute_dtype == "bf16":
+        note = "" if capable else "; this processor emulates it, expect it to be many times slower than fp32"
+        return Compute(target, torch.bfloat16, f"bf16 on the CPU as asked{note}")
+    if compute_dtype == "auto" and capable:
+        return Compute(target, torch.bfloat16, "bf16 on the CPU (it has AVX-512 BF16 or AMX)")
+    return Compute(target, torch.float32, "fp32 on the CPU")
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies bf16 matrices natively (AVX-512 BF16 or AMX).
+
+    torch has no public question for it; Linux tells in /proc/cpuinfo, elsewhere the safe answer is no.
+    """
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as file:
+            flags = next((line for line in file if line.startswith("flags")), "")
+    except OSError:
+        return False
+    return bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
+
+
+def claim_device(compute: Compute, max_gpu_memory_gib: float | None) -> None:
+    """Make the GPU this process's current one and cap what it may take there; nothing on a CPU.
+
+    Raises:
+        ConfigError: the cap is more than the card has, or there is no card to cap.
+    """
+    if compute.device.type != "cuda":
+        if max_gpu_memory_gib is not None:
+            raise ConfigError(
+                "a cap on GPU memory has no effect on a CPU",
+                where="--max_gpu_memory_gib",
+                got=max_gpu_memory_gib,
+                fix="leave it out, or run on a GPU",
+            )
+        return
+    torch.cuda.set_device(compute.device)
+    if max_gpu_memory_gib is None:
+        return
+    total = torch.cuda.get_device_properties(compute.device).total_memory / 2**30
+    if not 0 < max_gpu_memory_gib <= total:
+        raise ConfigError(
+            "the cap does not fit the card",
+            where="--max_gpu_memory_gib",
+            got=max_gpu_memory_gib,
+            allowed=f"up to {total:.1f} GiB on {torch.cuda.get_device_name(compute.device)}",
+        )
+    torch.cuda.set_per_process_memory_fraction(max_gpu_memory_gib / total, compute.device)

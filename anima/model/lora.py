@@ -1,0 +1,166 @@
+"""The trained part: LoRA adapters through PEFT, which keeps owning their parameters and their file format."""
+
+import json
+from pathlib import Path
+from typing import cast
+
+import peft
+import torch
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from anima.config.schema import LoraConfig
+from anima.errors import ModelError
+
+AdaptedModel = PeftModel
+"""A transformers model with LoRA layers in place, as PEFT wraps it."""
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def attach_lora(
+    model: PreTrainedModel, config: LoraConfig, *, dtype: torch.dtype, seed: int, adapter_path: str | None = None
+) -> PeftModel:
+    """Put trainable LoRA matrices beside the linear layers of a frozen base.
+
+    A new adapter starts as zero (B = 0, Hu et al. 2021, section 4.1), its A drawn under `seed`.
+
+    Args:
+        model: The frozen base.
+        config: Rank, scale, dropout and targets; an adapter that is loaded must agree with them.
+        dtype: Number format of the matrices (their fp32 masters belong to the optimizer).
+        seed: Seed of the start values.
+        adapter_path: Folder of an adapter to go on from.
+
+    Raises:
+        ModelError: no layer has a target's name; the adapter's folder is missing or of another shape.
+    """
+    targets = resolve_targets(model, config.lora_target_modules)
+    if adapter_path is not None:
+        adapted = _load_adapter(model, config, adapter_path)
+    else:
+        torch.manual_seed(seed)
+        adapted = get_peft_model(
+            model,
+            peft.LoraConfig(
+                r=config.lora_r,
+                lora_alpha=cast(int, config.lora_alpha),
+                lora_dropout=config.lora_dropout,
+                target_modules=targets,
+                bias="none",
+                task_type="CAUSAL_LM",
+            ),
+            autocast_adapter_dtype=False,
+        )
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    return adapted
+
+
+def resolve_targets(model: nn.Module, names: tuple[str, ...]) -> list[str]:
+    """Last name parts of the linear layers to adapt; the output head is never one of them.
+
+    Raises:
+        ModelError: a name matches no linear layer.
+    """
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    found = {
+        name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)
+        and module is not head
+    }  # fmt: skip
+    if names == ("all-linear",):
+        return sorted(found)
+    unknown = sorted(set(names) - found)
+    if unknown:
+        raise ModelError(
+            f"no linear layer is called {' or '.join(unknown)}",
+            where="--lora_target_modules",
+            got=" ".join(names),
+            allowed="all-linear, or some of " + " ".join(sorted(found)),
+        )
+    return sorted(names)
+
+
+def _load_adapter(model: PreTrainedModel, config: LoraConfig, adapter_path: str) -> PeftModel:
+    folder = Path(adapter_path).expanduser()
+    _check_files(folder, f"--adapter_path {adapter_path}")
+    stored = json.loads((folder / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+    for key, value in (("r", config.lora_r), ("lora_alpha", config.lora_alpha)):
+        if stored.get(key) != value:
+            raise ModelError(
+                f"the adapter was trained with another {key}",
+                where=f"--adapter_path {adapter_path}: {ADAPTER_FILES[0]}",
+                got=f"{key} = {stored.get(key)}, but the config says {value}",
+                fix=f"--lora_{key.removeprefix('lora_')} {stored.get(key)}",
+            )
+    return PeftModel.from_pretrained(model, str(folder), is_trainable=True, autocast_adapter_dtype=False)
+
+
+def _check_files(folder: Path, where: str) -> None:
+    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(
+            f"the adapter's folder lacks {' and '.join(missing)}",
+            where=where,
+            allowed="a folder that PEFT's save_pretrained wrote (safetensors)",
+            fix="point to the adapter/ folder of an earlier run",
+        )
+
+
+def load_for_inference(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """`model` with the adapter of `folder` in place, nothing trainable.
+
+    Raises:
+        ModelError: files are missing, or the adapter's matrices do not fit the model.
+    """
+    _check_files(folder, f"{folder}")
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            "the adapter does not fit the model",
+            where=folder,
+            got=str(error).strip().splitlines()[0],
+            fix="use the base model that anima.json names",
+        ) from error
+    for parameter in adapted.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(model.dtype)
+    return cast(PreTrainedModel, adapted.eval().get_base_model())
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by name, in the model's order."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def lora_b_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Those that start at zero and must move: the second matrix of every pair."""
+    return {name: p for name, p in trainable_parameters(model).items() if ".lora_B." in name}
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write the adapter in PEFT's own format and read it back.
+
+    Raises:
+        ModelError: the written file lacks a tensor or holds another shape (an adapter saved empty is a
+            classic of sharded training).
+    """
+    model.save_pretrained(str(folder), safe_serialization=True)
+    written = load_file(folder / ADAPTER_FILES[1])
+    expected = {name.replace(".default.", "."): p for name, p in trainable_parameters(model).items()}
+    if {k: v.shape for k, v in written.items()} != {k: v.shape for k, v in expected.items()}:
+        raise ModelError(
+            "the adapter's file does not hold what was trained",
+            where=folder / ADAPTER_FILES[1],
+            got=f"{len(written)} tensors",
+            allowed=f"{len(expected)} tensors",
+        )
+
+
+def adapter_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a saved adapter by PEFT's names."""
+    return load_file(folder / ADAPTER_FILES[1])

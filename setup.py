@@ -1,0 +1,59 @@
+"""Package metadata: what Anima needs to run, and its extras. Exact tested versions are in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """`__version__` of anima/__init__.py, read as text: importing it would need what is being installed."""
+    text = (HERE / "anima" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError('anima/__init__.py: no line __version__ = "…"')
+    return match.group(1)
+
+
+setup(
+    name="anima",
+    version=read_version(),
+    description="QLoRA fine-tuning of models that do not fit: SFT and DPO under DeepSpeed ZeRO-2",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["anima", "anima.*"]),
+    install_requires=[
+        "bitsandbytes>=0.50",
+        "datasets>=5.0",
+        "deepspeed>=0.19",
+        "filelock>=3.20",
+        "gguf>=0.19",
+        "numpy>=2.0",
+        "peft>=0.21",
+        "pyarrow>=20",
+        "pyyaml>=6.0",
+        "rich>=14",
+        "safetensors>=0.8",
+        "sentencepiece>=0.2",
+        "torch>=2.11",
+        "transformers>=5.17",
+        "tyro>=1.0",
+        "wandb>=0.31",
+    ],
+    extras_require={
+        "gpu": ["liger-kernel>=0.8"],
+        "dev": ["hypothesis>=6.150", "mypy>=2.4", "pytest>=9.1", "ruff>=0.17", "types-PyYAML>=6.0"],
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

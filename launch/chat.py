@@ -42,11 +42,12 @@ def main(argv: Sequence[str]) -> None:
 
     if options.device == "cpu" or not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
-    from anima.data.records import Message
-    from anima.inference.chat import load_answerer
     from anima.model.console import quiet_libraries
 
-    quiet_libraries(show_progress=False)
+    quiet_libraries(show_progress=False)  # before bitsandbytes is imported
+    from anima.data.records import Message
+    from anima.inference.chat import load_answerer
+
     answerer = load_answerer(options.adapter, device=options.device, model_name_or_path=options.model_name_or_path)
     question = options.prompt if options.prompt is not None or sys.stdin.isatty() else sys.stdin.read()
     if question is not None:

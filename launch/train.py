@@ -87,14 +87,17 @@ def check(config: Config, ranks: Ranks, compute: Compute) -> None:
     from anima.model.console import quiet_libraries
 
     quiet_libraries(show_progress=ranks.is_main and sys.stderr.isatty())  # before bitsandbytes is imported
-    from anima.model.base_model import load_settings
+    from anima.model.base_model import load_settings, skeleton
     from anima.model.compute import claim_device
+    from anima.model.lora import check_adapter, resolve_targets
     from anima.tracking.tracker import check_tracker
     from anima.train.run_folder import check_run_folder
 
     check_run_folder(config.output.output_dir)
     check_tracker(config.output, is_main=ranks.is_main)
-    load_settings(config.model)
+    resolve_targets(skeleton(load_settings(config.model)), config.lora.lora_target_modules)
+    if config.model.adapter_path is not None:
+        check_adapter(config.lora, config.model.adapter_path)
     claim_device(compute, config.max_gpu_memory_gib)
 
 
@@ -240,11 +243,12 @@ def write_adapter(config: Config, inputs: Inputs, network: PackedModel, engine: 
     """The adapter in PEFT's form with tokenizer, template and record beside it; on rank 0."""
     from anima.inference.adapter_folder import AdapterRecord, rendering_of, write_record
     from anima.model.lora import save_adapter
+    from anima.model.tokenizer import model_location
 
     save_adapter(network.adapted, folder)
     inputs.tokenizer.save_pretrained(str(folder))
     record = AdapterRecord(
-        model_name_or_path=config.model.model_name_or_path,
+        model_name_or_path=model_location(config.model.model_name_or_path),
         base_fingerprint=engine.base_fingerprint,
         quantization=config.model.quantization,
         chat_template=inputs.template.name,

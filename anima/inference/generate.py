@@ -46,4 +46,5 @@ def generate_answers(
             streamer=streamer,
         )
     texts: list[str] = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    # An answer cut at max_new_tokens may end within a character of several bytes.
+    return [text.rstrip("\ufffd").strip() for text in texts]

@@ -16,7 +16,7 @@ from anima.config.schema import ModelConfig
 from anima.errors import ModelError
 from anima.model.attention import IMPLEMENTATION
 from anima.model.compute import Compute
-from anima.model.tokenizer import check_model_source
+from anima.model.tokenizer import check_model_source, model_location
 
 UNSUPPORTED_SETTINGS = ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling")
 """Config entries of models whose attention or head computes something that our kernels do not."""
@@ -100,7 +100,7 @@ def _pretrained_base(config: ModelConfig, settings: PretrainedConfig, compute: C
         )
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            config.model_name_or_path,
+            model_location(config.model_name_or_path),
             dtype=compute.dtype,
             quantization_config=quantization,
             device_map={"": str(compute.device)},
@@ -118,10 +118,17 @@ def _pretrained_base(config: ModelConfig, settings: PretrainedConfig, compute: C
     return cast(PreTrainedModel, model)
 
 
+def skeleton(settings: PretrainedConfig) -> PreTrainedModel:
+    """The model without memory for its weights: its layers and their names, in a second at any size."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(settings, attn_implementation=IMPLEMENTATION)
+    return cast(PreTrainedModel, model)
+
+
 def _random_base(settings: PretrainedConfig, quantize: bool, compute: Compute) -> PreTrainedModel:
     """A model of this shape with random weights, made layer by layer on the device itself."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(settings, attn_implementation=IMPLEMENTATION).to(compute.dtype)
+    model = skeleton(settings)
+    nn.Module.to(model, compute.dtype)
     generator = torch.Generator(compute.device).manual_seed(0)
 
     def draw(shape: torch.Size) -> torch.Tensor:
@@ -141,7 +148,7 @@ def _random_base(settings: PretrainedConfig, quantize: bool, compute: Compute) -
     decoder = model.get_decoder()
     with compute.device:
         decoder.rotary_emb = type(decoder.rotary_emb)(config=settings)
-    return cast(PreTrainedModel, model)
+    return model
 
 
 def _quantized_linear(module: nn.Linear, weight: torch.Tensor, compute: Compute) -> bnb.nn.Linear4bit:

@@ -39,7 +39,9 @@ def attach_lora(
     """
     targets = resolve_targets(model, config.lora_target_modules)
     if adapter_path is not None:
-        adapted = _load_adapter(model, config, adapter_path)
+        check_adapter(config, adapter_path)
+        folder = str(Path(adapter_path).expanduser())
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=False)
     else:
         torch.manual_seed(seed)
         adapted = get_peft_model(
@@ -84,7 +86,12 @@ def resolve_targets(model: nn.Module, names: tuple[str, ...]) -> list[str]:
     return sorted(names)
 
 
-def _load_adapter(model: PreTrainedModel, config: LoraConfig, adapter_path: str) -> PeftModel:
+def check_adapter(config: LoraConfig, adapter_path: str) -> None:
+    """Find out whether training can go on from an adapter, before the base is loaded.
+
+    Raises:
+        ModelError: files are missing, or rank or scale differ from the config's.
+    """
     folder = Path(adapter_path).expanduser()
     _check_files(folder, f"--adapter_path {adapter_path}")
     stored = json.loads((folder / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
@@ -96,7 +103,6 @@ def _load_adapter(model: PreTrainedModel, config: LoraConfig, adapter_path: str)
                 got=f"{key} = {stored.get(key)}, but the config says {value}",
                 fix=f"--lora_{key.removeprefix('lora_')} {stored.get(key)}",
             )
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=True, autocast_adapter_dtype=False)
 
 
 def _check_files(folder: Path, where: str) -> None:

@@ -37,6 +37,12 @@ def load_tokenizer(config: ModelConfig, *, folder: Path | None = None) -> PreTra
     return tokenizer
 
 
+def model_location(name_or_path: str) -> str:
+    """Where the model lies, so that it is found from any working folder: an absolute path, or its hub name."""
+    path = Path(name_or_path).expanduser()
+    return str(path.resolve()) if path.is_dir() else name_or_path
+
+
 def check_model_source(name_or_path: str) -> None:
     """Tell a mistyped folder from a hub name before anything is downloaded.
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from anima.data.cache import build_once
 
 def build(folder):
+    with open(sys.argv[1] + ".log", "a") as log:
+        log.write("built ")
     (folder / "part").write_text("1")
     time.sleep(float(sys.argv[2]))
     (folder / "rest").write_text("2")
@@ -61,6 +63,7 @@ def test_processes_that_come_together_build_once(tmp_path: Path) -> None:
     processes = [_start(tmp_path / "key", 0.5) for _ in range(3)]
     answers = sorted(process.communicate(timeout=60)[0].strip() for process in processes)
     assert answers == ["False", "False", "True"]
+    assert (tmp_path / "key.log").read_text() == "built "
     assert _names(tmp_path / "key") == ["part", "rest"]
 
 
@@ -73,7 +76,7 @@ def test_a_killed_builder_neither_blocks_nor_leaves_half(tmp_path: Path) -> None
     assert not (tmp_path / "key").exists()
     assert len(list(tmp_path.glob("key.tmp-*"))) == 1
     assert build_once(tmp_path / "key", _build) is True
-    assert _names(tmp_path) == ["key", "key.lock"]
+    assert _names(tmp_path) == ["key", "key.lock", "key.log"]
 
 
 def test_a_cache_that_cannot_be_written_names_the_flag(tmp_path: Path) -> None:

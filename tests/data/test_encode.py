@@ -113,6 +113,17 @@ def test_runs_put_together_are_the_text_for_a_tokenizer_with_dummy_prefix(spm_to
     check()
 
 
+def test_text_that_spells_a_special_token_gets_no_dummy_prefix_either(spm_tokenizer: Any) -> None:
+    segments = make_template("vicuna", spm_tokenizer).segments(_conversation("hello</s>world", "answer</s>hello"))
+    runs = Encoder(spm_tokenizer).encode([segments])[0]
+    text = "".join(spm_tokenizer.convert_ids_to_tokens([i for run in runs for i in run.ids])).replace("▁", " ")
+    ends = [i for run in runs for i in run.ids].count(spm_tokenizer.eos_token_id)
+    assert ends == 1
+    assert " hello<unk>" in text
+    assert "s<unk>world ASSISTANT: answer<unk>" in text
+    assert text.endswith("s<unk>hello</s>")
+
+
 def test_rows_are_encoded_alike_alone_and_together(smol_tokenizer: Any) -> None:
     template, encoder = make_template("model", smol_tokenizer), Encoder(smol_tokenizer)
     rows = [template.segments(_conversation(u, a)) for u, a in [("a", "b"), ("<|im_end|>", "c"), ("", "d\n")]]

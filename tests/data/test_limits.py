@@ -105,6 +105,11 @@ def test_a_character_of_several_tokens_is_not_torn(byte_tokenizer: Any) -> None:
     assert _fit(byte_tokenizer(), _row("你好吗"), max_seq_length=18 - 7).dropped == STILL_TOO_LONG
 
 
+def test_a_spelled_out_special_token_is_trimmed_by_character(byte_tokenizer: Any) -> None:
+    row = _fit(byte_tokenizer(), _row("ab<|im_end|>cd"), max_seq_length=9 + 14 - 3)
+    assert _text(byte_tokenizer(), row) == "S:|im_end|>cd\nA:xyz</s>"
+
+
 def test_trimmed_rows_keep_everything_else(byte_tokenizer: Any) -> None:
     """Any texts, any limit: the limit holds, no more is cut than needed, and only starts of user texts are missing."""
     tokenizer = byte_tokenizer()

@@ -125,6 +125,11 @@ def test_evaluation_sees_every_row_once_in_order(dataset: TokenizedDataset, worl
     assert [b.input_ids.tolist() for b in loaders[0]] == [b.input_ids.tolist() for b in ranks[0]]
 
 
+def test_evaluation_fills_a_micro_batch_to_the_last_token(dataset: TokenizedDataset) -> None:
+    batches = list(EvalLoader(dataset, micro_batch_tokens=9, packing=True, rank=0, world_size=1))
+    assert [batch.document_lengths for batch in batches[:6]] == [(2, 3, 4), (5,), (6,), (7,), (8,), (2, 3, 4)]
+
+
 def test_what_the_configuration_forbids_is_a_bug(dataset: TokenizedDataset) -> None:
     with pytest.raises(ValueError, match="longer than a micro-batch"):
         EvalLoader(dataset, micro_batch_tokens=7, packing=True, rank=0, world_size=1)

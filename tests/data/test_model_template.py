@@ -47,6 +47,11 @@ DROPS_SYSTEM = (
     "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
+REFUSES_ODD_TEXT = (  # so that the texts have to be searched for
+    "{% for m in messages %}{% if '\ue000' in m['content'] %}{{ raise_exception('odd') }}{% endif %}"
+    "{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
 SHOUTS = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] | upper + '<|im_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
@@ -111,8 +116,23 @@ def test_well_known_kinds_of_template(template: str | None, learned: list[str], 
 def test_white_space_that_the_template_trims(byte_tokenizer: Any) -> None:
     segments = _segments(byte_tokenizer(TRIMS), Message("user", " Q\n"), Message("assistant", "\n A \n"))
     assert [s.text for s in segments if s.literal] == ["Q", "A"]
+    named = _segments(byte_tokenizer(TRIMS), Message("user", " user\n"), ANSWER)
+    assert [s.text for s in named][:2] == ["<s><|im_start|>user\n\n", "user"]
     context = _segments(byte_tokenizer(TRIMS), Message("user", "Q", "C\n"), ANSWER)
     assert [s.text for s in context if s.trimmable] == ["C"]
+
+
+def test_texts_are_searched_for_where_marks_do_not_work(byte_tokenizer: Any) -> None:
+    segments = _segments(byte_tokenizer(REFUSES_ODD_TEXT), *TURNS)
+    assert [s.text for s in segments if s.literal] == ["Q", "A", "More?", "No."]
+    with pytest.raises(DataError, match="changes the text of a message"):  # it is unclear which one is the text
+        _segments(byte_tokenizer(REFUSES_ODD_TEXT), Message("user", "user"), ANSWER)
+
+
+def test_the_longest_stop_token_is_taken(byte_tokenizer: Any) -> None:
+    tokenizer = byte_tokenizer(REFUSES_SYSTEM.replace("<|im_end|>", "<|im_end|>!"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>!"]})
+    assert _learned(_segments(tokenizer, USER, ANSWER)) == ["A<|im_end|>!"]
 
 
 def test_a_thought_in_the_data_is_learned_with_its_answer(byte_tokenizer: Any) -> None:

@@ -188,12 +188,13 @@ def test_everything_that_decides_tokens_is_in_the_key(
             ((file,), None, {"max_seq_length": 1024, "target_max_len": 512}),
             ((file,), None, {"truncation": "trim_prompt"}),
             ((file,), None, {"train_on": "all"}),
+            ((file,), None, {"chat_template": "vicuna", "train_on": "all"}),
             ((file,), None, {"dataset_format": "prompt_completion"}),
         ]
     ]
     monkeypatch.setattr(module, "CODE_VERSION", module.CODE_VERSION + 1)
     keys.append(run(file).report.train_cache.key)
-    assert len(set(keys)) == len(keys) == 14
+    assert len(set(keys)) == len(keys) == 15
 
 
 def test_an_error_is_not_cached(run: Any, write_rows: Any, tmp_path: Path) -> None:

@@ -239,6 +239,7 @@ class Config:
     """never, auto (newest whole checkpoint of output_dir, else a fresh start), or a checkpoint folder."""
 
     def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**32, "a seed is a natural number", "seed", self.seed, "0 to 4294967295")
         longest = self.data.sequence_limit
         _require(
             longest <= self.batch.micro_batch_tokens,

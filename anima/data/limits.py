@@ -143,7 +143,7 @@ class RowEncoder:
     def _shorten(self, segments: Sequence[Segment], excess: int) -> list[Segment]:
         """Take `excess` tokens from the starts of the trimmable segments, earliest first; one is left of the last."""
         shorter = list(segments)
-        trimmable = [i for i, segment in enumerate(segments) if segment.trimmable and segment.text]
+        trimmable = [i for i, segment in enumerate(segments) if segment.trimmable]
         for i in trimmable:
             starts = self._token_starts(segments[i].text)
             wanted = min(excess, len(starts) - (i == trimmable[-1]))

@@ -108,9 +108,17 @@ def test_tight_packing_survives_levelling() -> None:
     # Fits two bins of 10 only as 5+5 and 4+3+3; longest into emptiest makes 5+4 and 5+3, and the last 3 fits nowhere.
     shares = assign([5, 5, 4, 3, 3], world_size=1, micro_batch_tokens=10, packing=True)
     assert sorted(sorted(members) for members in shares[0]) == [[0, 1], [2, 3, 4]]
-    # Three ranks for these two bins: the third gets a sequence out of one of them.
-    shares = assign([5, 5, 4, 3, 3], world_size=3, micro_batch_tokens=10, packing=True)
-    assert sorted(len(share[0]) for share in shares) == [1, 2, 2]
+
+
+def test_no_rank_is_idle_where_levelling_fails() -> None:
+    """Found by search: best fit makes 14 bins, and longest into emptiest breaks the budget even with 15."""
+    lengths = [1, 1, 3, 3, 6, 6, 9, 12, 13, 14, 14, 17, 19, 20, 26, 27, 27, 30, 31, 33, 34, 35, 35, 37, 39, 39, 40, 43]
+    lengths += [44, 46, 47, 48, 49, 51, 54, 54, 58, 60, 67, 82, 84]
+    shares = assign(lengths, world_size=5, micro_batch_tokens=97, packing=True)
+    bins = [members for share in shares for members in share]
+    assert len(bins) == 15
+    assert all(bins)
+    assert all(sum(lengths[i] for i in members) <= 97 for members in bins)
 
 
 def test_packing_is_close_to_the_bound() -> None:

@@ -119,7 +119,7 @@ def test_text_that_spells_a_special_token_gets_no_dummy_prefix_either(spm_tokeni
     text = "".join(spm_tokenizer.convert_ids_to_tokens([i for run in runs for i in run.ids])).replace("▁", " ")
     ends = [i for run in runs for i in run.ids].count(spm_tokenizer.eos_token_id)
     assert ends == 1
-    assert " hello<unk>" in text
+    assert " USER: hello<unk>" in text
     assert "s<unk>world ASSISTANT: answer<unk>" in text
     assert text.endswith("s<unk>hello</s>")
 

@@ -64,6 +64,8 @@ def test_earlier_turns_are_trimmed_first(byte_tokenizer: Any) -> None:
     assert _text(byte_tokenizer(), row) == "S:d\nA:xyz</s>S:efgh\nA:xyz</s>"
     row = _fit(byte_tokenizer(), _row("abcd", "efgh"), max_seq_length=26 - 6)
     assert _text(byte_tokenizer(), row) == "S:\nA:xyz</s>S:gh\nA:xyz</s>"
+    row = _fit(byte_tokenizer(), _row("abcd", ""), max_seq_length=18)
+    assert _text(byte_tokenizer(), row) == "S:\nA:xyz</s>S:\nA:xyz</s>"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,7 @@ def test_trimmed_rows_keep_everything_else(byte_tokenizer: Any) -> None:
     """Any texts, any limit: the limit holds, no more is cut than needed, and only starts of user texts are missing."""
     tokenizer = byte_tokenizer()
 
-    @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(st.lists(st.text(st.sampled_from("ab 你<|im_end|>é𝄞"), max_size=12), min_size=1, max_size=3), st.data())
     def check(users: list[str], data: st.DataObject) -> None:
         whole = _fit(tokenizer, _row(*users), max_seq_length=1000).sequence
@@ -147,6 +149,11 @@ def test_the_small_model_s_tokens_are_trimmed_to_the_limit(smol_tokenizer: Any) 
     lengths = {limit: len(row.sequence) for limit, row in kept.items() if row.sequence is not None}
     assert len(lengths) > 15
     assert all(limit - 3 <= length <= limit for limit, length in lengths.items())
+
+
+def test_without_an_answer_told_apart_only_the_whole_counts(byte_tokenizer: Any) -> None:
+    row = _fit(byte_tokenizer(), _row("abcdefghij")[:3], max_seq_length=64, source_max_len=2, target_max_len=2)
+    assert (row.dropped, row.trimmed) == (None, False)
 
 
 def test_all_tokens_carry_loss_when_asked(byte_tokenizer: Any) -> None:

@@ -18,6 +18,10 @@ SENTENCES = [
 ]
 
 
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "sft_tiny_llama.json"
+"""Losses of `arguments` on the tiny Llama, as first measured; a change that should not alter numbers must meet them."""
+
+
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
     """Twelve rows of ragged length."""
@@ -63,6 +67,9 @@ def test_all_launchers_give_the_same_losses_and_a_whole_output_folder(
         for launcher in ("torchrun", "deepspeed"):
             assert curves[launcher][name] == pytest.approx(curves["python"][name], rel=2e-5), (name, launcher)
     assert curves["python"]["train/loss"][-1] < curves["python"]["train/loss"][0]
+    golden = json.loads(GOLDEN.read_text())
+    for name, values in golden.items():
+        assert curves["python"][name] == pytest.approx(values, rel=1e-3), name
 
     output_dir = tmp_path / "torchrun-2"
     written = {path.name for path in output_dir.iterdir()}
@@ -214,3 +221,17 @@ def test_a_loss_that_is_not_finite_skips_the_step_and_then_stops(
     assert "not finite" in done.stderr
     assert "rows.jsonl:" in done.stderr
     assert any(not math.isfinite(float(value)) for value in metrics(tmp_path / "out")["train/loss"])
+
+
+def test_the_quickstart_config_trains_the_real_small_model(
+    launch: Launch, small_model_dir: Path, tmp_path: Path
+) -> None:
+    config = ["--config", "launch/configs/quickstart_sft.yaml", "--model_name_or_path", str(small_model_dir)]
+    short = ["--max_steps", "6", "--global_batch_size", "4", "--sample_prompts", "Who are you?"]
+    limits = ["--sample_max_new_tokens", "4", "--save_steps", "0", "--output_dir", str(tmp_path / "out")]
+    done = launch([*config, *short, *limits], launcher="torchrun", nproc=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["eval_loss_after"] < summary["eval_loss_before"] - 0.5
+    assert [sample["prompt"] for sample in summary["samples_after"]] == ["Who are you?"]
+    assert "python launch/chat.py --adapter" in done.stdout

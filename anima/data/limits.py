@@ -22,6 +22,15 @@ _TRIM_ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens before the last answer, of the last answer with its stop token, and of the whole row."""
+
+    source: int
+    target: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedRow:
     """What became of a row: a sequence, or the reason for dropping it."""
 
@@ -32,22 +41,17 @@ class EncodedRow:
     """Learned runs of tokens."""
     num_stopped: int
     """Those whose last token is a stop token."""
+    whole: Lengths = Lengths(0, 0, 0)
+    """Its lengths before anything was cut or dropped."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Lengths:
-    source: int
-    target: int
-    total: int
-
-
-def _measure(runs: Sequence[Run]) -> _Lengths:
+def _measure(runs: Sequence[Run]) -> Lengths:
     """Tokens before the last answer, of the last answer, and of all; without an answer told apart, only of all."""
     total = sum(len(run.ids) for run in runs)
     last = max((i for i, run in enumerate(runs) if run.trainable), default=None)
     if last is None:
-        return _Lengths(0, 0, total)
-    return _Lengths(sum(len(run.ids) for run in runs[:last]), len(runs[last].ids), total)
+        return Lengths(0, 0, total)
+    return Lengths(sum(len(run.ids) for run in runs[:last]), len(runs[last].ids), total)
 
 
 class RowEncoder:
@@ -89,10 +93,11 @@ class RowEncoder:
         """
         encoded = self._encoder.encode(rows)
         return [
-            self._fit(segments, runs, source) for segments, runs, source in zip(rows, encoded, sources, strict=True)
+            replace(self._fit(segments, runs, source), whole=_measure(runs))
+            for segments, runs, source in zip(rows, encoded, sources, strict=True)
         ]
 
-    def _over(self, lengths: _Lengths) -> tuple[str, int, int] | None:
+    def _over(self, lengths: Lengths) -> tuple[str, int, int] | None:
         """The limit that is broken first, with the length and the limit in tokens."""
         if lengths.target > self._target:
             return TARGET_TOO_LONG if self._config.target_max_len else TOO_LONG, lengths.target, self._target
@@ -126,7 +131,7 @@ class RowEncoder:
         stopped = sum(self._encoder.is_stop(run.ids[-1]) for run in answers)
         return EncodedRow(sequence, None, trimmed, len(answers), stopped)
 
-    def _trimmed(self, segments: Sequence[Segment], lengths: _Lengths) -> EncodedRow:
+    def _trimmed(self, segments: Sequence[Segment], lengths: Lengths) -> EncodedRow:
         """Shorten the user's texts until the row fits, or find that it never will."""
         for _ in range(_TRIM_ROUNDS):
             excess = max(lengths.source - self._source, lengths.total - self._total)

@@ -23,6 +23,11 @@ class Tally:
         if len(self.first) < FIRST_PLACES:
             self.first.append(f"{file}{place}")
 
+    def merge(self, later: "Tally") -> None:
+        """Add what was counted in later rows."""
+        self.rows += later.rows
+        self.first += later.first[: FIRST_PLACES - len(self.first)]
+
     def named(self, names: Sequence[str]) -> "Tally":
         """The same with the names of the files."""
         parts = [place.partition(":") for place in self.first]
@@ -56,6 +61,25 @@ class SetReport:
     answers: int = 0
     stopped_answers: int = 0
     """Answers whose last supervised token is a stop token."""
+
+    def drop(self, reason: str, file: int, place: str) -> None:
+        """Count a row that is left out."""
+        self.dropped.setdefault(reason, Tally()).add(file, place)
+
+    def merge(self, later: "SetReport") -> None:
+        """Add what was counted in later rows."""
+        self.rows += later.rows
+        self.kept += later.kept
+        for reason, tally in later.dropped.items():
+            self.dropped.setdefault(reason, Tally()).merge(tally)
+        self.trimmed.merge(later.trimmed)
+        for name, rows in later.formats.items():
+            self.formats[name] = self.formats.get(name, 0) + rows
+        self.tokens += later.tokens
+        self.supervised_tokens += later.supervised_tokens
+        self.longest = max(self.longest, later.longest)
+        self.answers += later.answers
+        self.stopped_answers += later.stopped_answers
 
     def to_json(self) -> dict[str, Any]:
         """For the cache, which may be used by the same files under other names."""
@@ -104,6 +128,8 @@ class PreparationReport:
     """Of --eval_files; None when the held-out set is a part of the training files, or there is none."""
     eval_cache: CacheEntry | None
     eval_rows: int
+    mixture: tuple[str, ...] = ()
+    """What the weights of the training files mean, a line a file; empty where each row occurs once an epoch."""
 
     def lines(self) -> list[str]:
         """For people, without colours."""
@@ -116,5 +142,6 @@ class PreparationReport:
             if found is not None and cache is not None:
                 lines += [f"{name}: {line}" for line in (f"files {', '.join(found.files)}", *found.lines())]
                 lines.append(f"{name}: {'reused' if cache.reused else 'built'} {cache.path}")
+        lines += [f"train: mixture, {line}" for line in self.mixture]
         lines.append(f"sequences to train on {self.train_rows:,}, held out {self.eval_rows:,}")
         return lines

@@ -13,6 +13,7 @@ import pytest
 
 from anima.config.schema import DataConfig
 from anima.data import prepare as module
+from anima.data import row_work
 from anima.data.encode import IGNORE_INDEX
 from anima.data.prepare import PreparedData, prepare
 from anima.data.segments import Segment
@@ -158,7 +159,7 @@ def test_held_out_files(run: Any, write_rows: Any) -> None:
 
 def test_the_cache_is_found_again_under_other_names(run: Any, write_rows: Any, monkeypatch: Any) -> None:
     first = run(write_rows([*PAIRS, {"prompt": "x" * 2000, "completion": "y"}]))
-    monkeypatch.setattr(module, "to_conversation", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(row_work, "to_conversation", lambda *_: pytest.fail("read again"))
     moved = write_rows([*PAIRS, {"prompt": "x" * 2000, "completion": "y"}], "moved.jsonl")
     again = run(moved)
     assert (first.report.train_cache.reused, again.report.train_cache.reused) == (False, True)
@@ -190,11 +191,12 @@ def test_everything_that_decides_tokens_is_in_the_key(
             ((file,), None, {"train_on": "all"}),
             ((file,), None, {"chat_template": "vicuna", "train_on": "all"}),
             ((file,), None, {"dataset_format": "prompt_completion"}),
+            ((file,), None, {"bad_rows": "drop"}),
         ]
     ]
     monkeypatch.setattr(module, "CODE_VERSION", module.CODE_VERSION + 1)
     keys.append(run(file).report.train_cache.key)
-    assert len(set(keys)) == len(keys) == 15
+    assert len(set(keys)) == len(keys) == 16
 
 
 def test_an_error_is_not_cached(run: Any, write_rows: Any, tmp_path: Path) -> None:
@@ -321,7 +323,6 @@ def test_real_data(run: Any, shared_data_dir: Path, smol_tokenizer: Any) -> None
     [
         ("belle_zh_seed_tasks.jsonl", "fits no known format"),
         ("dpo_en_demo.json", "ends without an answer"),
-        ("chinese_vicuna_chat_sample.jsonl", "input is not text"),
     ],
 )
 def test_real_data_of_other_layouts_is_refused(name: str, what: str, run: Any, shared_data_dir: Path) -> None:

@@ -43,6 +43,8 @@ class EncodedRow:
     """Those whose last token is a stop token."""
     whole: Lengths = Lengths(0, 0, 0)
     """Its lengths before anything was cut or dropped."""
+    segments: tuple[Segment, ...] | None = None
+    """What was left of its text, if it was trimmed."""
 
 
 def _measure(runs: Sequence[Run]) -> Lengths:
@@ -142,7 +144,7 @@ class RowEncoder:
             runs = self._encoder.encode([segments])[0]
             lengths = _measure(runs)
             if self._over(lengths) is None:
-                return self._kept(runs, trimmed=True)
+                return replace(self._kept(runs, trimmed=True), segments=tuple(segments))
         return _dropped(STILL_TOO_LONG)
 
     def _shorten(self, segments: Sequence[Segment], excess: int) -> list[Segment]:

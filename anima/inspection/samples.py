@@ -1,0 +1,205 @@
+"""Single rows as training sees them: every piece of text with its tokens, its speaker, and whether it is learned.
+
+Goes through the same conversion, template and encoder as training. Knows neither terminals nor pages.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from anima.config.schema import DataConfig
+from anima.data.encode import IGNORE_INDEX, Encoder, Run
+from anima.data.limits import EncodedRow
+from anima.data.records import Conversation
+from anima.data.report import SetReport
+from anima.data.row_batches import row_batches
+from anima.data.row_work import RowBatch, RowWork
+from anima.data.segments import Segment
+from anima.data.sources import resolve
+from anima.data.templates import Template
+from anima.data.text_files import RawRow
+from anima.data.tokenizer import Tokenizer, special_tokens
+from anima.errors import DataError
+
+TEMPLATE = "template"
+"""The speaker of text that the template brings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The shortest run of tokens that is whole text: one token, or several that share a character."""
+
+    text: str
+    ids: tuple[int, ...]
+    role: str
+    learned: bool
+    special: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A row, ready to be shown.
+
+    status: kept, trimmed, or why it is left out. cut: the user's text that trimming took away.
+    """
+
+    source: str
+    layout: str
+    status: str
+    kept: bool
+    tokens: int
+    learned: int
+    pieces: tuple[Piece, ...]
+    cut: str = ""
+
+
+class SampleReader:
+    """Makes samples.
+
+    Args:
+        config: As for training.
+        tokenizer: The model's tokenizer.
+        template: The template to render with.
+    """
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, template: Template) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._work = RowWork(config, tokenizer, template)
+        self._encoder = Encoder(tokenizer)
+        self._special = frozenset(special_tokens(tokenizer).values())
+
+    def read(self, flag: str, wanted: Sequence[str]) -> list[Sample]:
+        """The samples of the wanted rows, in the order in which they stand in the files.
+
+        Args:
+            flag: train_files or eval_files.
+            wanted: Numbers of rows from 1 over all files, or places such as `a.jsonl:7`.
+
+        Raises:
+            DataError: A row is not there, or a file cannot be read.
+        """
+        left = set(wanted)
+        samples = []
+        for number, (row, batch) in enumerate(self._rows(flag), start=1):
+            names = {str(number), batch.name + row.place, batch.name + row.place.replace(": row ", ":")}
+            if names & left:
+                left -= names
+                samples.append(self._sample(row, batch))
+                if not left:
+                    return samples
+        raise DataError(
+            "there is no such row",
+            where="--rows",
+            got=", ".join(sorted(left)),
+            allowed="numbers from 1 over all files, or places as reports name them, such as data.jsonl:7",
+        )
+
+    def _rows(self, flag: str) -> Iterator[tuple[RawRow, RowBatch]]:
+        names = self._config.train_files if flag == "train_files" else self._config.eval_files
+        sources = resolve(names, flag, weights=flag == "train_files", streaming=self._config.hub_streaming)
+        for batch in row_batches(self._config, sources, SetReport()):
+            for row in batch.rows:
+                yield row, batch
+
+    def _sample(self, row: RawRow, batch: RowBatch) -> Sample:
+        source = batch.name + row.place
+        try:
+            conversation, segments = self._work.render(row, batch)
+            found = self._work.encode_segments(segments, source)
+        except DataError as error:
+            raw = tuple(Piece(f"{key}: {value}\n", (), "raw", False, False) for key, value in row.values.items())
+            return Sample(source, batch.layout, f"left out, {error.what}", False, 0, 0, raw)
+        shown = segments if found.segments is None else found.segments
+        pieces = self._pieces(shown, conversation)
+        if self._config.train_on == "all":
+            pieces = [Piece(p.text, p.ids, p.role, True, p.special) for p in pieces]
+        return Sample(
+            source=source,
+            layout=batch.layout,
+            status=_status(found, self._config),
+            kept=found.sequence is not None,
+            tokens=sum(len(piece.ids) for piece in pieces),
+            learned=sum(len(piece.ids) for piece in pieces if piece.learned),
+            pieces=tuple(pieces),
+            cut=_cut_text(segments, shown),
+        )
+
+    def _pieces(self, segments: Sequence[Segment], conversation: Conversation) -> list[Piece]:
+        runs = self._encoder.encode([segments])[0]
+        roles = _roles(segments, conversation)
+        groups = [list(group) for _, group in groupby(roles, key=lambda pair: pair[0].trainable)]
+        pieces: list[Piece] = []
+        for run, group in zip(runs, [g for g in groups if any(s.text for s, _ in g)], strict=False):
+            pieces += self._run_pieces(run, group)
+        return pieces
+
+    def _run_pieces(self, run: Run, group: Sequence[tuple[Segment, str]]) -> Iterator[Piece]:
+        """The pieces of a run, each with the speaker in whose text it begins."""
+        borders: list[tuple[int, str]] = []
+        position = 0
+        for segment, role in group:
+            position += len(segment.text)
+            borders.append((position, role))
+        position = 0
+        for text, ids in whole_texts(self._tokenizer, run.ids):
+            role = next((name for end, name in borders if position < end), TEMPLATE)
+            special = len(ids) == 1 and ids[0] in self._special
+            yield Piece(text, ids, TEMPLATE if special else role, run.trainable, special)
+            position += len(text)
+
+
+def whole_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Text and ids of the shortest runs of tokens that decode to whole characters.
+
+    Each is decoded behind the one before it, because some tokenizers swallow the space at the start of a text.
+    """
+    before: tuple[int, ...] = ()
+    group: tuple[int, ...] = ()
+    for position, token in enumerate(ids):
+        group = (*group, token)
+        head = str(tokenizer.decode(list(before)))
+        text = str(tokenizer.decode([*before, *group]))
+        if text.endswith("\ufffd") and len(group) < 8 and position + 1 < len(ids):
+            continue
+        yield text[len(head) :] if text.startswith(head) else str(tokenizer.decode(list(group))), group
+        before, group = group, ()
+
+
+def learned_share(sample: Sample) -> float:
+    """Tokens of a sample that carry loss, as a share."""
+    return sample.learned / max(1, sample.tokens)
+
+
+def _roles(segments: Sequence[Segment], conversation: Conversation) -> list[tuple[Segment, str]]:
+    """Each segment with its speaker: that of the first message from the last one on that holds its text."""
+    current = 0
+    messages = conversation.messages
+    found = []
+    for segment in segments:
+        role = TEMPLATE
+        if segment.literal and segment.text:
+            following = range(current, len(messages))
+            current = next((i for i in following if segment.text in messages[i].text), current)
+            role = messages[current].role
+        elif segment.trainable:
+            role = "assistant"
+        found.append((segment, role))
+    return found
+
+
+def _status(found: EncodedRow, config: DataConfig) -> str:
+    if found.sequence is None:
+        return f"left out, {found.dropped} ({found.whole.total:,} tokens, limit {config.sequence_limit:,})"
+    if found.trimmed:
+        learned = int((found.sequence.labels != IGNORE_INDEX).sum())
+        return (
+            f"trimmed from {found.whole.total:,} to {len(found.sequence):,} tokens; all {learned:,} learned ones kept"
+        )
+    return "kept"
+
+
+def _cut_text(segments: Sequence[Segment], shown: Sequence[Segment]) -> str:
+    """What trimming took from the user's texts."""
+    pairs = zip(segments, shown, strict=True)
+    return " … ".join(long.text[: len(long.text) - len(short.text)] for long, short in pairs if long.text != short.text)

@@ -123,7 +123,7 @@ def show(config: Config, options: DataOptions, tokenizer: PreTrainedTokenizerBas
     """Print single rows as training sees them, and write them as a page."""
     from anima.inspection.pages import samples_page, write_page
     from anima.inspection.samples import SampleReader
-    from anima.inspection.terminal import Painter, joined_learned, legend, sample_lines
+    from anima.inspection.terminal import Painter, legend, sample_lines
 
     lenient = replace(config.data, bad_rows="drop", truncation=_not_error(config))
     reader = SampleReader(lenient, tokenizer, template)
@@ -131,8 +131,7 @@ def show(config: Config, options: DataOptions, tokenizer: PreTrainedTokenizerBas
     paint = Painter(_colours(options))
     print(legend(paint))
     for sample in samples:
-        lines = sample_lines(sample, paint, boundaries=options.boundaries)
-        print("", *(lines if paint.colours else joined_learned(lines)), sep="\n")
+        print("", *sample_lines(sample, paint, boundaries=options.boundaries), sep="\n")
     if options.html is not None:
         files = config.data.eval_files if options.held_out else config.data.train_files
         title = f"{len(samples)} rows of {', '.join(files)}"

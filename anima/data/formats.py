@@ -224,12 +224,17 @@ def detect_format(keys: Collection[str], source: str) -> str:
         where=source,
         got=f"keys {', '.join(map(repr, keys)) or '(none)'}",
         allowed=known,
-        fix="name one with --dataset_format"
-        if matches
-        else "learn the chosen answers with --dataset_format hh_rlhf"
-        if "chosen" in keys
-        else "rename the columns to those of a format",
+        fix="name one with --dataset_format" if matches else _way_in(keys),
     )
+
+
+def _way_in(keys: Collection[str]) -> str:
+    """What to do with a row that fits no format."""
+    if not {"chosen", "rejected"} <= set(keys):
+        return "rename the columns to those of a format"
+    if isinstance(keys, Mapping) and HH_RLHF.speaker.search(str(keys["chosen"])):
+        return "to learn the chosen dialogues: --dataset_format hh_rlhf"
+    return "these are preferences, not answers to learn: keep prompt and chosen under the names of a format"
 
 
 def to_conversation(row: Row, format_name: str, source: str) -> Conversation:

@@ -197,14 +197,18 @@ def _read_list(stream: _Stream, name: str, on_bad: OnBad) -> Iterator[RawRow]:
     if stream.peek() == "]":
         stream.skip()
     else:
+        before, number = 0, 0
         while True:
             stream.peek()
             line = stream.line
+            number += 1
+            place = f":{line}" if line != before else f":{line}, row {number}"  # several rows on one line
+            before = line
             value = stream.value()
             if isinstance(value, dict):
-                yield RawRow(value, f":{line}")
+                yield RawRow(value, place)
             else:
-                on_bad(_no_object(value, name, line), f":{line}")
+                on_bad(_no_object(value, name, line), place)
             mark = stream.peek()
             if mark not in (",", "]"):
                 what = "the file ends before the list does" if mark == "" else "a comma or ] is missing after a row"

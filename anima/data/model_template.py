@@ -123,7 +123,8 @@ class ModelTemplate:
         borders = [""]
         for number, end in enumerate(ends[:-1], start=2):
             prompt = self._render(messages[:end], source, prompt=True, tools=tools)
-            if number < len(ends) and not whole.startswith(prompt):
+            open_end = number == len(ends) and messages[-1].role == "assistant"
+            if not open_end and not whole.startswith(prompt):
                 # Hybrid templates leave the empty thought out of earlier turns: there the other prompt is the start.
                 prompt = self._render(messages[:end], source, prompt=True, tools=tools, thinking=not self._thinking)
             borders.append(prompt)
@@ -144,8 +145,11 @@ class ModelTemplate:
     def _way_out(self, messages: Sequence[Message], source: str, tools: str, whole: str) -> str:
         """What to type where the prompt before the last answer does not fit."""
         if messages[-1].role == "assistant" and not self._thinking:
-            prompt = self._render(messages[:-1], source, prompt=True, tools=tools, thinking=True)
-            if goes_on(prompt, whole):
+            without, with_thought = (
+                self._render(messages[:-1], source, prompt=True, tools=tools, thinking=thinking)
+                for thinking in (False, True)
+            )
+            if goes_on(with_thought, whole) and not goes_on(without, whole):
                 return "the answers hold thoughts: use --chat_template model_thinking"
         return f"{_OTHER_TEMPLATE}, or --train_on all"
 

@@ -21,7 +21,7 @@ from anima.data.mixture import mix
 from anima.data.order import shuffled
 from anima.data.report import CacheEntry, PreparationReport, SetReport
 from anima.data.row_batches import row_batches
-from anima.data.row_work import RowWork
+from anima.data.row_work import BAD_ROW, RowWork
 from anima.data.sources import Source, resolve
 from anima.data.templates import Template, make_template
 from anima.data.tokenizer import Tokenizer, tokenizer_fingerprint
@@ -187,12 +187,13 @@ def check_usable(found: TokenizedSet) -> None:
     report, names = found.report, ", ".join(found.report.files)
     if report.kept == 0 or report.supervised_tokens == 0:
         reasons = "; ".join(f"{reason}: {tally}" for reason, tally in report.dropped.items())
+        bad = sum(tally.rows for reason, tally in report.dropped.items() if reason.startswith(BAD_ROW))
+        longer = "raise --max_seq_length, --source_max_len, --target_max_len, or use --truncation trim_prompt"
         raise DataError(
             "no row is left to use" if report.kept == 0 else "nothing in the data carries loss",
             where=names,
             got=f"{report.rows} rows; dropped: {reasons or 'none'}",
-            fix="raise --max_seq_length, --source_max_len, --target_max_len, or use --truncation trim_prompt; "
-            "`launch/data.py check` shows each row that cannot be used",
+            fix="mend the rows, or name their layout with --dataset_format" if 2 * bad > report.rows else longer,
         )
     if report.stopped_answers < report.answers:
         raise DataError(

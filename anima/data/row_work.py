@@ -68,6 +68,14 @@ class RowWork:
         Raises:
             DataError: A row cannot be used and the policy is to stop, or it is too long and the policy is error.
         """
+        if batch.layout == "text" and self._template.name != "plain":
+            raise DataError(
+                "a text without turns has no place in a chat template",
+                where=batch.name + batch.rows[0].place,
+                got=f"--chat_template {self._template.name}",
+                allowed="plain",
+                fix="use --chat_template plain, which learns the whole text; or name another --dataset_format",
+            )
         report = SetReport(rows=len(batch.rows), formats={batch.layout: len(batch.rows)})
         places, rendered = [], []
         for row in batch.rows:
@@ -98,16 +106,7 @@ class RowWork:
         Raises:
             DataError: The row cannot be used, or not with this template.
         """
-        where = batch.name + row.place
-        conversation = to_conversation(row.values, batch.layout, where)
-        if batch.layout == "text" and self._template.name != "plain":
-            raise DataError(
-                "a text without turns has no place in a chat template",
-                where=where,
-                got=f"--chat_template {self._template.name}",
-                allowed="plain",
-                fix="use --chat_template plain",
-            )
+        conversation = to_conversation(row.values, batch.layout, batch.name + row.place)
         return conversation, self._template.segments(conversation)
 
     def encode_segments(self, segments: Sequence[Segment], source: str) -> EncodedRow:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from anima.config.schema import DataConfig
-from anima.data.formats import to_conversation
+from anima.data.formats import detect_format, to_conversation
 from anima.data.prepare import TokenizedSet, prepare, split, tokenise
 from anima.data.records import Conversation
 from anima.data.report import SetReport, Tally
@@ -20,6 +20,7 @@ from anima.errors import AnimaError, DataError
 from anima.inspection.findings import CheckReport, Findings
 from anima.inspection.near_duplicates import NearDuplicates, normalised
 from anima.inspection.oddities import MEANINGS, oddities, seems_cut_off
+from anima.inspection.preferences import MEANINGS as PAIR_MEANINGS
 from anima.inspection.preferences import PreferenceCheck, is_preference, plain_texts
 
 DUPLICATE = "rows said before, word for word"
@@ -28,12 +29,16 @@ LEAK = "held-out rows that are also trained on"
 LEAKED_PROMPT = "held-out questions that are also trained on"
 NEAR_LEAK = "held-out rows that are almost trained on"
 _MEANINGS = {
+    **PAIR_MEANINGS,
+    **MEANINGS,
     DUPLICATE: "each is learned several times; remove them, or mean it with a weight",
     NEAR: "five-character stretches in common; often one template filled in",
     LEAK: "the held-out loss would measure memory; take them out of one of the two",
     LEAKED_PROMPT: "the same question with another answer; the held-out loss is too good",
     NEAR_LEAK: "the held-out loss is too good",
 }
+_ORDER = [LEAK, LEAKED_PROMPT, NEAR_LEAK, *PAIR_MEANINGS, *MEANINGS, DUPLICATE, NEAR]
+"""Findings from the gravest to the least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,7 @@ def check(
         kept=report.kept,
         refusal=None if refusal is None else str(refusal),
         dropped={reason: _plain(tally) for reason, tally in {**report.dropped, **trimmed}.items()},
-        findings=list(findings.found.values()),
+        findings=sorted(findings.found.values(), key=lambda finding: _ORDER.index(finding.name)),
         notes=[*notes, *texts.notes()],
     )
 
@@ -128,7 +133,7 @@ def _rows_of(
 ) -> Iterator[tuple[str, bool, dict[str, object], Conversation | None]]:
     source = resolve([name], "train_files", streaming=config.hub_streaming)[0]
     first = next(source.rows(lambda error, place: None), None)
-    if first is not None and is_preference(first.values) and config.dataset_format == "auto":
+    if first is not None and config.dataset_format == "auto" and not _is_conversation(first.values):
         for row in source.rows(lambda error, place: None):
             yield name + row.place, is_eval, row.values, None
         return
@@ -139,6 +144,15 @@ def _rows_of(
             except DataError:
                 conversation = None  # counted by the data stage
             yield name + row.place, is_eval, row.values, conversation
+
+
+def _is_conversation(row: dict[str, object]) -> bool:
+    """Whether a row is something to learn answers from; others are only looked at as they are."""
+    try:
+        detect_format(row, "")
+    except DataError:
+        return False
+    return not is_preference(row)
 
 
 class _Texts:
@@ -166,14 +180,17 @@ class _Texts:
             self._preferences.add(row, place)
         if conversation is None:
             texts = [str(value) for value in row.values() if isinstance(value, str)]
-            self._look(place, plain_texts(row) if is_preference(row) else texts)
+            texts = plain_texts(row) if is_preference(row) else texts
+            self._look(place, texts)
+            self._compare(number, texts, texts[:1] if is_preference(row) else [])
             return
         messages = conversation.messages
-        self._look(place, [message.text for message in messages])
-        answers = [message.content for message in messages if message.role == "assistant"]
-        if any(map(seems_cut_off, answers)):
-            self._note("answers that seem cut off", place, repr(answers[-1].rstrip()[-40:]))
-        self._compare(number, [message.text for message in messages])
+        texts = [message.text for message in messages]
+        self._look(place, texts)
+        cut_off = [m.content for m in messages if m.role == "assistant" and seems_cut_off(m.content)]
+        if cut_off:
+            self._note("answers that seem cut off", place, repr(cut_off[0].rstrip()[-40:]))
+        self._compare(number, texts, texts[:-1])
 
     def notes(self) -> list[str]:
         """Figures in words."""
@@ -191,18 +208,19 @@ class _Texts:
         for name, detail in found.items():
             self._note(name, place, detail)
 
-    def _compare(self, number: int, texts: list[str]) -> None:
+    def _compare(self, number: int, texts: list[str], prompt_texts: list[str]) -> None:
         place, is_eval = self._places[number], self._is_eval[number]
         text = normalised("\n".join(texts))
         earlier = self._whole.setdefault(_digest(text), number)
-        prompt = _digest(normalised("\n".join(texts[:-1])))
+        question = normalised("\n".join(prompt_texts))
+        prompt = _digest(question)
         self._prompts[is_eval].setdefault(prompt, number)
         if earlier != number:
             leaks = self._is_eval[earlier] != is_eval
             self._note(LEAK if leaks else DUPLICATE, place, f"= {self._places[earlier]}")
             return
         other = self._prompts[not is_eval].get(prompt)
-        if other is not None and "".join(texts[:-1]).strip():
+        if other is not None and question:
             self._note(LEAKED_PROMPT, place, f"= {self._places[other]}")
         if self._near is None or number >= self._options.max_near_rows:
             return
@@ -214,7 +232,7 @@ class _Texts:
             self._note(NEAR, place, f"~ {self._places[similar[0][0]]} ({similar[0][1]:.2f})")
 
     def _note(self, name: str, place: str, detail: str = "") -> None:
-        self._findings.add(name, _MEANINGS.get(name) or MEANINGS[name], place, detail)
+        self._findings.add(name, _MEANINGS[name], place, detail)
 
 
 def _digest(text: str) -> bytes:

@@ -120,11 +120,13 @@ def _card(sample: Sample) -> str:
         f" · {sample.learned:,} learned ({learned_share(sample):.0%})</span></header>"
     )
     cut = f'<span class="cut">{html.escape(sample.cut)}</span>' if sample.cut else ""
-    text = "".join(
-        _role(role, learned) + "".join(map(_piece, group))
-        for (role, learned), group in groupby(sample.pieces, key=lambda piece: (piece.role, piece.learned))
-    )
-    return f'<article class="card">{head}<pre class="text">{cut}{text}</pre></article>'
+    text = ""
+    for (role, learned), group in groupby(sample.pieces, key=lambda piece: (piece.role, piece.learned)):
+        text += _role(role, learned)
+        if role == "user":  # trimming cuts the users' texts, the earliest first
+            text, cut = text + cut, ""
+        text += "".join(map(_piece, group))
+    return f'<article class="card">{head}<pre class="text">{text}</pre></article>'
 
 
 def _role(role: str, learned: bool) -> str:
@@ -144,8 +146,8 @@ def _piece(piece: Piece) -> str:
 
 
 def _visible(text: str) -> str:
-    """Control characters as signs of their own, because a browser shows nothing."""
-    return "".join(f"␀[U+{ord(c):04X}]" if ord(c) < 32 and c not in "\n\t\r" else c for c in text)
+    """Control characters by their number, because a browser shows nothing."""
+    return "".join(f"[U+{ord(c):04X}]" if (ord(c) < 32 and c not in "\n\t") or 127 <= ord(c) < 160 else c for c in text)
 
 
 def _bars(stats: Stats) -> str:
@@ -155,7 +157,8 @@ def _bars(stats: Stats) -> str:
     for start, end, count in zip(found.edges, found.edges[1:], found.counts, strict=False):
         over = " over" if limit is not None and start > limit else ""
         lines.append(
-            f'<span>{start:,} to {end - 1:,}</span><span><div class="bar{over}" style="width:{count / most:.2%}"></div>'
-            f"</span><span>{count:,} ({count / total:.1%}){over}</span>"
+            f"<span>{start:,} to {end - 1:,}</span><span>"
+            + (f'<div class="bar{over}" style="width:{count / most:.2%}"></div>' if count else "")
+            + f"</span><span>{count:,} ({count / total:.1%}){over}</span>"
         )
     return f'<div class="bars">{"".join(lines)}</div>'

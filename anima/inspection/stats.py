@@ -80,7 +80,9 @@ def histogram(lengths: npt.NDArray[np.int32]) -> Histogram:
     if not len(lengths):
         return Histogram([0, 1], [0])
     top = float(np.quantile(lengths, 0.99))
-    width = max(1, int(np.ceil(top / (NUM_BINS - 1))))
+    least = max(1, int(np.ceil(top / (NUM_BINS - 1))))
+    power = 10 ** (len(str(least)) - 1)
+    width = next(round(power * step) for step in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if power * step >= least)
     counts = np.bincount(np.minimum(lengths // width, NUM_BINS - 1), minlength=NUM_BINS)
     used = int(np.flatnonzero(counts)[-1]) + 1
     edges = [i * width for i in range(used)] + [max(used * width, int(lengths.max()) + 1)]
@@ -168,7 +170,7 @@ def measure(
 
 def table(stats: Stats) -> list[list[str]]:
     """Quantiles as rows of text: a header, then a row for each kind of length."""
-    header = ["tokens", *(f"q{q:g}" for q in QUANTILES), "limit", "over it"]
+    header = ["tokens", *("longest" if q == 1 else f"q{q:g}" for q in QUANTILES), "limit", "over it"]
     rows = [header]
     for kind in KINDS:
         values = [f"{value:,.6g}" for value in stats.quantiles[kind].values()]

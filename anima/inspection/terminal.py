@@ -43,11 +43,14 @@ def sample_lines(sample: Sample, paint: Painter, *, boundaries: bool) -> list[st
     if sample.cut:
         lines.append(paint(f"[cut: {sample.cut!r}]", "9", "31"))
     text = ""
-    for (role, learned), group in groupby(sample.pieces, key=lambda piece: (piece.role, piece.learned)):
-        members = list(group)
-        if role not in (TEMPLATE, "raw"):
-            text += paint(f"[{role}{', learned' if learned else ''}]", "7", _ROLE_COLOURS[role])
-        text += "".join(_piece(piece, paint, boundaries) for piece in members)
+    for learned, block in groupby(sample.pieces, key=lambda piece: piece.learned):
+        open_, close = ("⟦", "⟧") if learned and not paint.colours else ("", "")
+        for role, group in groupby(block, key=lambda piece: piece.role):
+            if role not in (TEMPLATE, "raw"):
+                text += paint(f"[{role}{', learned' if learned else ''}]", "7", _ROLE_COLOURS[role])
+            text += open_ + _pieces(list(group), paint, boundaries)
+            open_ = ""
+        text += close
     return [*lines, text]
 
 
@@ -58,22 +61,30 @@ def legend(paint: Painter) -> str:
     return f"{learned} · given: {' '.join(parts)} · {paint('<special token>', '30', '45')}"
 
 
-def _piece(piece: Piece, paint: Painter, boundaries: bool) -> str:
-    text = piece.text
+def _pieces(pieces: Sequence[Piece], paint: Painter, boundaries: bool) -> str:
+    """Pieces of one speaker; neighbours of one colour share its codes."""
+    text = ""
+    for codes, group in groupby(pieces, key=_codes):
+        border = "\u2502" if boundaries else ""
+        text += paint("".join(_visible(piece.text) + border * len(piece.ids) for piece in group), *codes)
+    return text
+
+
+def _codes(piece: Piece) -> tuple[str, ...]:
     if piece.special:
-        shown = paint(text, "30", "42") if piece.learned else paint(text, "30", "45")
-    elif piece.learned:
-        shown = paint(text, "1", "32")
-    else:
-        shown = paint(text, *(("2",) if piece.role == TEMPLATE else ()), _ROLE_COLOURS.get(piece.role, "37"))
-    if not paint.colours and piece.learned:
-        shown = f"⟦{shown}⟧"
-    return shown + ("\u2502" * len(piece.ids) if boundaries else "")
+        return ("30", "42") if piece.learned else ("30", "45")
+    if piece.learned:
+        return ("1", "32")
+    return ("2", _ROLE_COLOURS[TEMPLATE]) if piece.role == TEMPLATE else (_ROLE_COLOURS.get(piece.role, "37"),)
 
 
-def joined_learned(lines: Sequence[str]) -> list[str]:
-    """Without colours: neighbouring learned pieces in one pair of brackets."""
-    return [line.replace("⟧⟦", "") for line in lines]
+def _visible(text: str) -> str:
+    """Control characters as escapes: a terminal would obey them."""
+    return "".join(c if c in "\n\t" or not _is_control(c) else f"\\x{ord(c):02x}" for c in text)
+
+
+def _is_control(letter: str) -> bool:
+    return ord(letter) < 32 or 127 <= ord(letter) < 160
 
 
 def stats_lines(stats: Stats, paint: Painter) -> list[str]:

@@ -62,10 +62,11 @@ def _digest(path: Path) -> str:
 def _remembered(memory: Path, state: dict[str, int]) -> str | None:
     try:
         entry = json.loads(memory.read_text("utf-8"))
-        digest = entry.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError):
         return None
-    return str(digest) if entry == state else None
+    if not isinstance(entry, dict) or entry != {**state, "sha256": entry.get("sha256")}:
+        return None
+    return str(entry["sha256"])
 
 
 def _remember(memory: Path, entry: dict[str, object]) -> None:

@@ -173,7 +173,8 @@ def table(stats: Stats) -> list[list[str]]:
     header = ["tokens", *("longest" if q == 1 else f"q{q:g}" for q in QUANTILES), "limit", "over it"]
     rows = [header]
     for kind in KINDS:
-        values = [f"{value:,.6g}" for value in stats.quantiles[kind].values()]
+        found = stats.quantiles[kind]
+        values = [f"{found[f'{q:g}']:,.6g}" if found else "-" for q in QUANTILES]
         limit = stats.limits[kind]
         over = "-" if limit is None else f"{stats.over_limit[kind]:.2%}"
         rows.append([kind, *values, "-" if limit is None else f"{limit:,}", over])

@@ -73,9 +73,10 @@ def check(
     try:
         sets = tokenise(lenient, tokenizer, template)
         held_out = _held_out(sets, config, seed)
-        for found in filter(None, sets):
-            notes += found.report.lines()[-2:]
-            report.merge(found.report)
+        for name, found in zip(("train", "eval"), sets, strict=True):
+            if found is not None:
+                notes += [f"{name}: {line}" for line in found.report.lines()[-2:]]
+                report.merge(found.report)
     except AnimaError as error:
         refusal = refusal or error
     texts = _Texts(findings, tokenizer, options)

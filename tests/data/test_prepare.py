@@ -104,6 +104,27 @@ def test_all_tokens_carry_loss_when_asked(run: Any, write_rows: Any) -> None:
     assert data.report.train.supervised_tokens == data.report.train.tokens - 20
 
 
+def test_texts_without_turns(run: Any, write_rows: Any, byte_tokenizer: Any) -> None:
+    file = write_rows([{"text": "Once upon a time."}, {"text": "### A heading"}])
+    data = run(file, chat_template="plain", tokenizer=byte_tokenizer(adds_bos=True))
+    assert _texts(data.train, byte_tokenizer()) == ["<s>Once upon a time.</s>", "<s>### A heading</s>"]
+    assert data.train[0].labels.tolist() == [IGNORE_INDEX, *data.train[0].input_ids[1:].tolist()]
+    for policy in ("error", "drop"):  # a mistake in the options, not in the rows
+        with pytest.raises(DataError, match="no place in a chat template") as caught:
+            run(file, bad_rows=policy)
+        assert "--chat_template plain" in str(caught.value.fix)
+
+
+def test_lengths_of_all_rows_are_kept_beside_the_tokens(byte_tokenizer: Any, tmp_path: Path, write_rows: Any) -> None:
+    file = write_rows([{"prompt": "ab", "completion": "x" * n} for n in (1, 50, 3)])
+    config = DataConfig(
+        train_files=(file,), data_cache_dir=str(tmp_path), chat_template="plain", max_seq_length=20, data_workers=1
+    )
+    whole = module.tokenise(config, byte_tokenizer(), make_template("plain", byte_tokenizer()))[0]
+    assert whole.lengths().tolist() == [[2, 2, 4], [2, 51, 53], [2, 4, 6]]
+    assert len(whole.dataset) == 2
+
+
 # The split ---------------------------------------------------------------------------------------------------------
 
 

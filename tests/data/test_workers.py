@@ -49,17 +49,20 @@ def test_the_number_of_processes_changes_nothing(
     assert str(caught.value.where).endswith("b.jsonl:446")
 
 
-def test_a_tokenizer_that_cannot_travel_works_alone(write_rows: Any, byte_tokenizer: Any, tmp_path: Path) -> None:
+def test_a_tokenizer_that_cannot_travel_works_alone(
+    write_rows: Any, byte_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "FIRST_BATCHES", 1)
     tokenizer = byte_tokenizer()
     tokenizer.cannot_travel = lambda: None
-    assert len(_prepare(write_rows(ROWS[1:20] * 300), tmp_path / "c", tokenizer, 2).train) == 5700
+    assert len(_prepare(write_rows(ROWS[1:20] * 30), tmp_path / "c", tokenizer, 2).train) == 570
 
 
 def test_processes_end_with_a_parent_that_was_killed(tiny_llama_dir: Path, write_rows: Any, tmp_path: Path) -> None:
-    rows = write_rows([{"prompt": "q " * 200, "completion": "a"}] * 30_000)
+    rows = write_rows([{"prompt": "q " * 200, "completion": "a"}] * 20_000)
     code = (
         "import sys\nfrom transformers import AutoTokenizer\nfrom anima.config.schema import DataConfig\n"
-        "from anima.data.prepare import prepare\n"
+        "from anima.data import workers\nfrom anima.data.prepare import prepare\nworkers.FIRST_BATCHES = 1\n"
         "if __name__ == '__main__':\n"
         "    config = DataConfig(train_files=(sys.argv[2],), data_cache_dir=sys.argv[3], data_workers=2)\n"
         "    prepare(config, AutoTokenizer.from_pretrained(sys.argv[1]), seed=1)\n"

@@ -1,22 +1,13 @@
 """launch/data.py as a user types it, in this process but once: verbs, flags, exit status, pages."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from anima.errors import ConfigError, DataError
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-_SPEC = importlib.util.spec_from_file_location("launch_data", REPOSITORY / "launch" / "data.py")
-assert _SPEC is not None
-assert _SPEC.loader is not None
-data = importlib.util.module_from_spec(_SPEC)
-sys.modules["launch_data"] = data  # where dataclasses look up their annotations
-_SPEC.loader.exec_module(data)
+from launch import data
 
 GOOD = [{"prompt": f"What is {n}?", "completion": f"It is {n * 7919 % 1000}."} for n in range(8)]
 

@@ -163,10 +163,13 @@ class OptimizationConfig:
     """Added to the root of the second moment."""
     optimizer: Literal["paged_adamw_8bit", "adamw_8bit", "adamw_torch"] = "paged_adamw_8bit"
     """Optimizer class: bitsandbytes' paged or plain 8-bit AdamW, or torch's fp32 AdamW."""
-    recompute: Literal["all", "none"] = "all"
-    """Activations of a layer: computed again in the backward pass (least memory), or kept (fastest)."""
+    recompute: str = "all"
+    """Activations computed again in the backward pass: all (least memory), cheap (norms and the SwiGLU product,
+    almost free), none, or a number N: the first N layers as a whole, the cheap parts of the others."""
 
     def __post_init__(self) -> None:
+        known = self.recompute in ("all", "cheap", "none") or self.recompute.isdecimal()
+        _require(known, "unknown policy", "recompute", self.recompute, "all, cheap, none, or a number of layers")
         _require(self.learning_rate > 0, "no learning", "learning_rate", self.learning_rate, "> 0")
         _require(0 <= self.warmup_ratio <= 1, "a share is 0 to 1", "warmup_ratio", self.warmup_ratio, "0 to 1")
         _require(self.num_train_epochs > 0, "no training", "num_train_epochs", self.num_train_epochs, "> 0")

@@ -6,18 +6,74 @@ from typing import cast
 
 import peft
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import PeftModel, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import Linear4bit as Lora4bit
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from anima.config.schema import LoraConfig
 from anima.errors import ModelError
+from anima.model.qlora_linear import fused_lora_linear
 
 AdaptedModel = PeftModel
 """A transformers model with LoRA layers in place, as PEFT wraps it."""
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+class _FusedLora:
+    """Forward pass of a LoRA layer through `fused_lora_linear`; PEFT keeps owning parameters, names and files.
+
+    Whatever the fused function does not know (adapters switched off, several active, merged, variants such as
+    DoRA) takes PEFT's own forward pass.
+    """
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """The layer's output, (…, out)."""
+        layer = cast(LoraLayer, self)
+        names = layer.active_adapters
+        simple = len(names) == 1 and names[0] in layer.lora_A and names[0] not in layer.lora_variant
+        if not simple or layer.disable_adapters or layer.merged or args or kwargs:
+            return cast(Tensor, super().forward(x, *args, **kwargs))  # type: ignore[misc]
+        name = names[0]
+        a_weight = cast(nn.Linear, layer.lora_A[name]).weight
+        b_weight = cast(nn.Linear, layer.lora_B[name]).weight
+        x = x.to(a_weight.dtype)
+        dropout = layer.lora_dropout[name]
+        dropped = None if isinstance(dropout, nn.Identity) or not cast(nn.Module, self).training else dropout(x)
+        base = cast(nn.Linear, layer.get_base_layer())
+        return fused_lora_linear(x, base, a_weight, b_weight, layer.scaling[name], dropped)
+
+
+class FusedLora4bit(_FusedLora, Lora4bit):  # type: ignore[misc]  # peft makes it only where bitsandbytes is
+    """LoRA on an NF4 layer."""
+
+
+class FusedLora16bit(_FusedLora, LoraLinear):
+    """LoRA on a 16- or 32-bit layer."""
+
+
+def peft_config(config: LoraConfig, targets: list[str]) -> peft.LoraConfig:
+    """PEFT's form of our options, with our fused layers in place of its own."""
+    translated = peft.LoraConfig(
+        r=config.lora_r,
+        lora_alpha=cast(int, config.lora_alpha),
+        lora_dropout=config.lora_dropout,
+        target_modules=targets,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    use_fused_layers(translated)
+    return translated
+
+
+def use_fused_layers(config: peft.PeftConfig) -> None:
+    """Let PEFT build our layers (its documented way to bring one's own: developer guide "custom models")."""
+    cast(peft.LoraConfig, config)._register_custom_module({Linear4bit: FusedLora4bit, nn.Linear: FusedLora16bit})
 
 
 def attach_lora(
@@ -41,21 +97,15 @@ def attach_lora(
     if adapter_path is not None:
         check_adapter(config, adapter_path)
         folder = str(Path(adapter_path).expanduser())
-        adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=False)
+        stored = peft.PeftConfig.from_pretrained(folder)
+        stored.inference_mode = False
+        use_fused_layers(stored)
+        adapted = PeftModel.from_pretrained(
+            model, folder, config=stored, is_trainable=True, autocast_adapter_dtype=False
+        )
     else:
         torch.manual_seed(seed)
-        adapted = get_peft_model(
-            model,
-            peft.LoraConfig(
-                r=config.lora_r,
-                lora_alpha=cast(int, config.lora_alpha),
-                lora_dropout=config.lora_dropout,
-                target_modules=targets,
-                bias="none",
-                task_type="CAUSAL_LM",
-            ),
-            autocast_adapter_dtype=False,
-        )
+        adapted = get_peft_model(model, peft_config(config, targets), autocast_adapter_dtype=False)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)

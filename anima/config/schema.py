@@ -186,7 +186,7 @@ class OutputConfig:
     """What is written, how often, and who is told."""
 
     output_dir: str
-    """Folder of this run; it must not hold another one."""
+    """Folder of this run; it must not hold another one, unless --resume goes on with that."""
     logging_steps: int = 1
     """Optimizer steps between two lines of metrics."""
     eval_steps: int = 0
@@ -194,7 +194,7 @@ class OutputConfig:
     save_steps: int = 0
     """Optimizer steps between two checkpoints; 0: none before the end."""
     save_total_limit: int = 3
-    """Checkpoints kept, the newest ones."""
+    """Checkpoints kept: the newest ones, and beside them the one with the lowest held-out loss."""
     sample_prompts: tuple[str, ...] = ()
     """Questions that the model answers at every evaluation."""
     sample_max_new_tokens: int = 64
@@ -240,6 +240,12 @@ class Config:
     """GPU memory this process may take, GiB: rehearse a smaller card on a larger one; None for all."""
     resume: str = "never"
     """never, auto (newest whole checkpoint of output_dir, else a fresh start), or a checkpoint folder."""
+    allow_changed: tuple[str, ...] = ()
+    """With --resume: options, or base_fingerprint, data_fingerprint, rendering, that may differ from the saved run."""
+    max_hours: float | None = None
+    """Stop in time to have saved so many hours after the start; None for no limit."""
+    hang_timeout_minutes: float = 30.0
+    """End the process, with the stack of every thread, when nothing has moved for so long, minutes."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**32, "a seed is a natural number", "seed", self.seed, "0 to 4294967295")
@@ -251,6 +257,9 @@ class Config:
             self.batch.micro_batch_tokens,
             f"{longest} or more, or a smaller --max_seq_length",
         )
+        _require(self.max_hours is None or self.max_hours > 0, "no time at all", "max_hours", self.max_hours, "> 0")
+        timeout = self.hang_timeout_minutes
+        _require(timeout > 0, "everything would count as a hang", "hang_timeout_minutes", timeout, "> 0")
 
     def flat(self) -> dict[str, object]:
         """All options by their flag names, in the order of the schema; tuples stay tuples."""

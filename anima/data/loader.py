@@ -15,6 +15,9 @@ from anima.data.order import IndexArray, shuffled
 EPOCH_ORDER = 2
 """Purpose of the seeded order of an epoch."""
 
+SEQUENCES_TO_PACK = 100_000
+"""How many sequences are packed beforehand to find the heaviest micro-batch; some seconds."""
+
 
 class StepLoader:
     """The steps of a run.
@@ -94,6 +97,40 @@ class StepLoader:
             raise IndexError(f"no step {index} in {num_train_epochs} epochs")
         epochs, places = np.divmod(np.arange(start, stop), len(self._dataset))
         return np.concatenate([self._order(int(e))[places[epochs == e]] for e in np.unique(epochs)])
+
+    def heaviest(self, num_steps: int, *, num_train_epochs: float | None = None) -> MicroBatch:
+        """The micro-batch with the most tokens of all ranks in steps [0, num_steps); the same on every rank.
+
+        Packing every step of a long run beforehand would take minutes: beyond 100,000 sequences it is the longest
+        sequences that fit into the budget together, which is at least as large.
+        """
+        lengths = self._dataset.lengths
+        if num_steps * self._batch_size > SEQUENCES_TO_PACK:
+            longest_first = np.argsort(-lengths, kind="stable")
+            loads = np.cumsum(lengths[longest_first])
+            count = int(np.searchsorted(loads, self._budget, side="right")) if self._packing else 1
+            return collate([self._dataset[int(i)] for i in longest_first[: max(1, count)]])
+        heaviest, most = [int(lengths.argmax())], 0
+        for index in range(num_steps):
+            rows = self.rows(index, num_train_epochs=num_train_epochs)
+            shares = assign(
+                lengths[rows].tolist(),
+                world_size=self._world_size,
+                micro_batch_tokens=self._budget,
+                packing=self._packing,
+            )
+            for members in (members for share in shares for members in share):
+                if (load := int(lengths[rows[members]].sum())) > most:
+                    heaviest, most = [int(rows[i]) for i in members], load
+        return collate([self._dataset[i] for i in heaviest])
+
+    def probe(self) -> MicroBatch:
+        """The first sequence of the set that carries loss, alone: the same for any ranks, budget and seed."""
+        for i in range(len(self._dataset)):
+            batch = collate([self._dataset[i]])
+            if batch.num_scored:
+                return batch
+        raise ValueError("nothing in the training set carries loss")
 
     def sources(self, index: int, *, num_train_epochs: float | None = None) -> list[str]:
         """Where the rows of step `index` come from, as `file:line`, for error reports."""

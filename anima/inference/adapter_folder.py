@@ -5,14 +5,17 @@ template renders that conversation otherwise would not be the chat that was trai
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from anima.data.records import Conversation, Message
 from anima.data.segments import Template, join
 from anima.errors import ModelError
+from anima.model.lora import AdaptedModel, adapter_on_host, save_adapter
 
 RECORD = "anima.json"
 PROBE = Conversation(
@@ -47,6 +50,18 @@ def rendering_of(template: Template) -> str:
 def write_record(folder: Path, record: AdapterRecord) -> None:
     """Write anima.json into an adapter's folder."""
     (folder / RECORD).write_text(json.dumps(vars(record), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def writer(adapted: AdaptedModel, tokenizer: PreTrainedTokenizerBase, record: AdapterRecord) -> Callable[[Path], None]:
+    """Copy the adapter as it is now; what is returned writes it in PEFT's form, tokenizer and record beside it."""
+    tensors = adapter_on_host(adapted)
+
+    def write(folder: Path) -> None:
+        save_adapter(adapted, folder, tensors)
+        tokenizer.save_pretrained(str(folder))
+        write_record(folder, record)
+
+    return write
 
 
 def read_record(folder: Path) -> AdapterRecord:

@@ -11,6 +11,7 @@ from peft import PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import Linear4bit as Lora4bit
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -198,14 +199,28 @@ def lora_b_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in trainable_parameters(model).items() if ".lora_B." in name}
 
 
-def save_adapter(model: PeftModel, folder: Path) -> None:
+def adapter_on_host(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the adapter in host memory, by name: `save_adapter` can write it while training goes on."""
+    return {name: p.detach().to("cpu", copy=True) for name, p in trainable_parameters(model).items()}
+
+
+def save_adapter(model: PeftModel, folder: Path, tensors: dict[str, Tensor] | None = None) -> None:
     """Write the adapter in PEFT's own format and read it back.
+
+    Args:
+        model: The adapted model.
+        folder: Where to.
+        tensors: What `adapter_on_host` gave; None: the parameters as they are now.
 
     Raises:
         ModelError: the written file lacks a tensor or holds another shape (an adapter saved empty is a
             classic of sharded training).
+        OSError: the disk refuses.
     """
-    model.save_pretrained(str(folder), safe_serialization=True)
+    try:
+        model.save_pretrained(str(folder), safe_serialization=True, state_dict=tensors)
+    except SafetensorError as error:
+        raise OSError(f"{ADAPTER_FILES[1]}: {error}") from error
     written = load_file(folder / ADAPTER_FILES[1])
     expected = {name.replace(".default.", "."): p for name, p in trainable_parameters(model).items()}
     if {k: v.shape for k, v in written.items()} != {k: v.shape for k, v in expected.items()}:

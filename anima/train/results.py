@@ -6,9 +6,14 @@ from importlib.metadata import version
 from anima.config.schema import Config
 from anima.tracking.sample import Sample
 from anima.tracking.summary import RunSummary
-from anima.train.trainer import History
+from anima.train.meter import History
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed")
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of the libraries that compute."""
+    return {name: version(name) for name in LIBRARIES}
 
 
 def summarize(
@@ -61,7 +66,7 @@ def summarize(
         output_dir=config.output.output_dir,
         files=tuple(files),
         next_commands=tuple(next_commands),
-        versions={name: version(name) for name in LIBRARIES},
+        versions=library_versions(),
     )
 
 

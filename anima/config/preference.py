@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from anima.config.checks import require
 
 ConversationFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "input_output"]
-PairFormat = Literal["preference", "sharegpt_preference", "alpaca_preference", "hh_rlhf"]
+PairFormat = Literal["preference", "sharegpt_preference", "hh_rlhf", "alpaca_preference"]
 LossType = Literal["sigmoid", "ipo", "hinge", "robust", "simpo", "orpo"]
 
 REFERENCE_FREE = ("simpo", "orpo")

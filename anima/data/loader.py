@@ -1,22 +1,49 @@
-"""Which sequences each optimizer step holds, and this rank's micro-batches of them. No state: a step is a function
+"""Which examples each optimizer step holds, and this rank's micro-batches of them. No state: a step is a function
 of (seed, number of the step), so resuming is starting at that number. Ranks arrive as plain integers.
+
+An example is what `global_batch_size` counts and what stays together: a sequence, or a pair of them.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from anima.data.batching import MicroBatch, assign, collate, filler
-from anima.data.dataset import TokenizedDataset
+from anima.data.batching import assign
 from anima.data.order import IndexArray, shuffled
 
 EPOCH_ORDER = 2
 """Purpose of the seeded order of an epoch."""
 
+Batch = TypeVar("Batch", covariant=True)
 
-class StepLoader:
+
+class Examples(Protocol[Batch]):
+    """A set as the loaders need it: a TokenizedDataset, or a PairDataset."""
+
+    lengths: IndexArray
+    """Tokens of each example, int64 of shape (len,)."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def batch(self, indices: Sequence[int] | IndexArray) -> Batch:
+        """The examples of these numbers in one packed row."""
+        ...
+
+    def filler(self) -> Batch:
+        """A row without loss, for a rank that has nothing to do."""
+        ...
+
+    def source(self, index: int) -> str:
+        """Where the example comes from, as `file:line`."""
+        ...
+
+
+class StepLoader(Generic[Batch]):
     """The steps of a run.
 
     All epochs' orders, one behind the other, make an endless stream; step s holds its positions
@@ -24,7 +51,7 @@ class StepLoader:
 
     Args:
         dataset: The training set.
-        global_batch_size: Sequences of a step over all ranks.
+        global_batch_size: Examples of a step over all ranks.
         micro_batch_tokens: Tokens of a micro-batch, at most.
         packing: Several sequences in a micro-batch.
         seed: Decides the order.
@@ -37,7 +64,7 @@ class StepLoader:
 
     def __init__(
         self,
-        dataset: TokenizedDataset,
+        dataset: Examples[Batch],
         *,
         global_batch_size: int,
         micro_batch_tokens: int,
@@ -60,7 +87,7 @@ class StepLoader:
         """Steps until every row was seen `num_train_epochs` times; the last one may be smaller."""
         return math.ceil(self._end(num_train_epochs) / self._batch_size)
 
-    def step(self, index: int, *, num_train_epochs: float | None = None) -> list[MicroBatch]:
+    def step(self, index: int, *, num_train_epochs: float | None = None) -> list[Batch]:
         """This rank's micro-batches of step `index`, counted from 0; every rank has as many.
 
         Args:
@@ -75,14 +102,12 @@ class StepLoader:
         shares = assign(
             lengths.tolist(), world_size=self._world_size, micro_batch_tokens=self._budget, packing=self._packing
         )
-        shortest = int(rows[int(np.argmin(lengths))])
         return [
-            collate([self._dataset[int(rows[i])] for i in members]) if members else filler(self._dataset[shortest])
-            for members in shares[self._rank]
+            self._dataset.batch(rows[members]) if members else self._dataset.filler() for members in shares[self._rank]
         ]
 
     def rows(self, index: int, *, num_train_epochs: float | None = None) -> IndexArray:
-        """Numbers of the sequences of step `index` over all ranks, in the order of the stream.
+        """Numbers of the examples of step `index` over all ranks, in the order of the stream.
 
         Raises:
             IndexError: The stream ends before this step.
@@ -108,8 +133,8 @@ class StepLoader:
         return max(1, round(num_train_epochs * len(self._dataset)))
 
 
-class EvalLoader:
-    """All sequences of a set once, in order, shared out over the ranks in equal numbers of micro-batches.
+class EvalLoader(Generic[Batch]):
+    """All examples of a set once, in order, shared out over the ranks in equal numbers of micro-batches.
 
     Args:
         dataset: The held-out set.
@@ -123,7 +148,7 @@ class EvalLoader:
     """
 
     def __init__(
-        self, dataset: TokenizedDataset, *, micro_batch_tokens: int, packing: bool, rank: int, world_size: int
+        self, dataset: Examples[Batch], *, micro_batch_tokens: int, packing: bool, rank: int, world_size: int
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("a held-out set without sequences")
@@ -137,9 +162,9 @@ class EvalLoader:
     def __len__(self) -> int:
         return len(self._groups)
 
-    def __iter__(self) -> Iterator[MicroBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         for members in self._groups:
-            yield collate([self._dataset[i] for i in members]) if members else filler(self._dataset[0])
+            yield self._dataset.batch(members) if members else self._dataset.filler()
 
 
 def _in_order(lengths: list[int], budget: int) -> list[list[int]]:

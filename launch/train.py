@@ -1,4 +1,4 @@
-"""Fine-tune: argv -> Config -> tokenizer, data, tracker, model, engine, objective -> run -> results.
+"""Fine-tune: argv -> Config -> method, tokenizer, data, tracker, model, objective, engine -> run -> results.
 
 deepspeed launch/train.py --deepspeed ds_configs/zero2.json --config launch/configs/quickstart_sft.yaml
 torchrun --nproc_per_node 2 launch/train.py --config FILE.yaml --learning_rate 1e-4
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +28,9 @@ if TYPE_CHECKING:  # these take seconds to import: at run time after the command
     from anima.distributed import Ranks
     from anima.model.compute import Compute
     from anima.model.packed import PackedModel
-    from anima.tracking.progress import Progress
     from anima.tracking.tracker import Tracker
     from anima.train.engine import Engine
+    from anima.train.method import Method, Setup
     from anima.train.trainer import History, Run
 
 
@@ -57,13 +57,17 @@ def train(config: Config, ranks: Ranks, compute: Compute) -> None:
     from anima.train.trainer import train as run_steps
 
     check(config, ranks, compute)
-    inputs = prepare_inputs(config)
+    from anima.train.choice import choose_method
+
+    method = choose_method(config)
+    inputs = prepare_inputs(config, method)
     distributed.start(ranks, compute.device, config.backend)
     tracker = start_tracking(config, ranks)
     try:
         network = build_network(config, compute)
+        setup = set_up(config, ranks, compute, inputs, network, method)
         engine = build_engine(config, ranks, compute, network)
-        run = build_run(config, ranks, compute, inputs, network, engine, tracker)
+        run = build_run(config, ranks, compute, inputs, network, setup, engine, tracker)
         history = run_steps(run)
         write_results(config, compute, inputs, network, run, history)
     except BaseException:
@@ -79,7 +83,7 @@ class Inputs:
 
     tokenizer: PreTrainedTokenizerBase
     template: Template
-    data: PreparedData
+    data: PreparedData[Any]
 
 
 def check(config: Config, ranks: Ranks, compute: Compute) -> None:
@@ -98,15 +102,15 @@ def check(config: Config, ranks: Ranks, compute: Compute) -> None:
     claim_device(compute, config.max_gpu_memory_gib)
 
 
-def prepare_inputs(config: Config) -> Inputs:
+def prepare_inputs(config: Config, method: Method) -> Inputs:
     """Tokenizer, template and tokenised data."""
-    from anima.data.prepare import prepare
+    from anima.data.prepare import prepare_records
     from anima.data.templates import make_template
     from anima.model.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(config.model)
     template = make_template(config.data.chat_template, tokenizer, mask_answers=config.data.train_on == "assistant")
-    data = prepare(config.data, tokenizer, seed=config.seed, template=template)
+    data = prepare_records(method.records, config.data, tokenizer, seed=config.seed, template=template)
     return Inputs(tokenizer, template, data)
 
 
@@ -143,6 +147,31 @@ def build_network(config: Config, compute: Compute) -> PackedModel:
     return PackedModel(adapted, config.optimization.recompute)
 
 
+def set_up(
+    config: Config, ranks: Ranks, compute: Compute, inputs: Inputs, network: PackedModel, method: Method
+) -> Setup:
+    """The objective with its sets; whatever it must ask the untrained network is asked here."""
+    from anima.tracking.progress import Progress
+    from anima.train.method import Place
+
+    tell = Progress(0, is_main=ranks.is_main).message
+    return method.set_up(inputs.data, Place(config, ranks, compute, network, answering(config, inputs, network), tell))
+
+
+def answering(config: Config, inputs: Inputs, network: PackedModel) -> Callable[[Sequence[str]], list[str]]:
+    """Questions to the network's answers, in the template of the training."""
+    from anima.data.records import Message
+    from anima.inference.chat import Answerer
+
+    answerer = Answerer(network.causal_lm, inputs.tokenizer, inputs.template)
+
+    def answer(prompts: Sequence[str]) -> list[str]:
+        asked = [[Message("user", prompt)] for prompt in prompts]
+        return answerer.answer(asked, max_new_tokens=config.output.sample_max_new_tokens)
+
+    return answer
+
+
 def build_engine(config: Config, ranks: Ranks, compute: Compute, network: PackedModel) -> Engine:
     """DeepSpeed around network and optimizer."""
     from anima.model.base_model import fingerprint
@@ -162,81 +191,51 @@ def build_run(
     compute: Compute,
     inputs: Inputs,
     network: PackedModel,
+    setup: Setup,
     engine: Engine,
     tracker: Tracker,
 ) -> Run:
     """The loop's parts, and the lines that tell a person what is about to happen."""
     from anima.data.loader import EvalLoader, StepLoader
-    from anima.data.records import Message
-    from anima.inference.chat import Answerer
     from anima.model.lora import lora_b_parameters
-    from anima.objectives.sft import SupervisedFineTuning
     from anima.tracking.progress import Progress
+    from anima.train.announcement import announcement
     from anima.train.step import GradientProbe
     from anima.train.trainer import Run
 
     batch, optimization, held_out = config.batch, config.optimization, None
     place: dict[str, Any] = {"rank": ranks.rank, "world_size": ranks.world_size}
     budget: dict[str, Any] = {"micro_batch_tokens": batch.micro_batch_tokens, "packing": batch.packing}
-    steps = StepLoader(
-        inputs.data.train, global_batch_size=batch.global_batch_size, seed=config.seed, **place, **budget
-    )
-    if inputs.data.eval is not None:
-        held_out = EvalLoader(inputs.data.eval, **place, **budget)
+    steps = StepLoader(setup.train, global_batch_size=batch.global_batch_size, seed=config.seed, **place, **budget)
+    if setup.held_out is not None:
+        held_out = EvalLoader(setup.held_out, **place, **budget)
     num_steps = optimization.max_steps or steps.num_steps(optimization.num_train_epochs)
     progress = Progress(num_steps, is_main=ranks.is_main)
-    announce(config, compute, inputs, network, engine, num_steps, progress)
-    answerer = Answerer(network.causal_lm, inputs.tokenizer, inputs.template)
-
-    def answer(prompts: Sequence[str]) -> list[str]:
-        asked = [[Message("user", prompt)] for prompt in prompts]
-        return answerer.answer(asked, max_new_tokens=config.output.sample_max_new_tokens)
-
+    for line in announcement(config, compute, inputs.data.report, network, engine, num_steps):
+        progress.message(line)
     return Run(
         config=config,
         num_steps=num_steps,
         num_train_epochs=None if optimization.max_steps else optimization.num_train_epochs,
         engine=engine,
-        objective=SupervisedFineTuning(),
+        objective=setup.objective,
         steps=steps,
         held_out=held_out,
         probe=GradientProbe(lora_b_parameters(network)),
         tracker=tracker,
         progress=progress,
-        answer=answer,
-        write_adapter=lambda folder: write_adapter(config, inputs, network, engine, folder),
+        answer=answering(config, inputs, network),
+        write_adapter=lambda folder: write_adapter(config, inputs, network, setup, engine, folder),
+        reference=setup.reference,
+        reference_answers=setup.reference_answers,
+        check_start=setup.check_start,
+        watch=setup.watch,
     )
 
 
-def announce(
-    config: Config,
-    compute: Compute,
-    inputs: Inputs,
-    network: PackedModel,
-    engine: Engine,
-    num_steps: int,
-    progress: Progress,
+def write_adapter(
+    config: Config, inputs: Inputs, network: PackedModel, setup: Setup, engine: Engine, folder: Path
 ) -> None:
-    """What is about to run, on the terminal of rank 0."""
-    from anima.model.attention import uses_flash
-    from anima.model.lora import trainable_parameters
-
-    numel = sum(parameter.numel() for parameter in trainable_parameters(network).values())
-    unpaged = config.optimization.optimizer.startswith("paged") and compute.device.type == "cpu"
-    flash = uses_flash(compute.device, compute.dtype, network.head_dim)
-    for line in (
-        *inputs.data.report.lines(),
-        f"base {config.model.model_name_or_path}, {config.model.quantization}, fingerprint {engine.base_fingerprint}",
-        f"compute {compute.reason}; attention {'variable-length flash' if flash else 'a loop over documents'}",
-        f"adapter {numel:,} trainable parameters, sharded over {engine.ranks.world_size} rank(s) by ZeRO-2",
-        f"optimizer {config.optimization.optimizer}{' (unpaged on a CPU)' if unpaged else ''}, ZeRO-2 settings from "
-        f"{config.deepspeed}",
-        f"steps {num_steps:,} of {config.batch.global_batch_size} sequences",
-    ):
-        progress.message(line)
-
-
-def write_adapter(config: Config, inputs: Inputs, network: PackedModel, engine: Engine, folder: Path) -> None:
     """The adapter in PEFT's form with tokenizer, template and record beside it; on rank 0."""
     from anima.inference.adapter_folder import AdapterRecord, rendering_of, write_record
     from anima.model.lora import save_adapter
@@ -250,6 +249,7 @@ def write_adapter(config: Config, inputs: Inputs, network: PackedModel, engine: 
         chat_template=inputs.template.name,
         rendering=rendering_of(inputs.template),
         objective=config.objective,
+        reference=setup.reference,
     )
     write_record(folder, record)
 
@@ -280,6 +280,7 @@ def write_results(
         device=compute.name,
         compute_dtype="bf16" if compute.is_bf16 else "fp32",
         files=sorted(path.name + "/" * path.is_dir() for path in output_dir.iterdir()),
+        reference=run.reference,
         next_commands=[f"python launch/chat.py --adapter {output_dir / run_folder.ADAPTER}"],
     )
     write_summary(output_dir / run_folder.SUMMARY, summary)

@@ -21,6 +21,7 @@ def summarize(
     compute_dtype: str,
     files: Sequence[str],
     next_commands: Sequence[str],
+    reference: str = "",
 ) -> RunSummary:
     """The run in one record.
 
@@ -33,6 +34,7 @@ def summarize(
         compute_dtype: bf16 or fp32.
         files: What was written, relative to the output folder.
         next_commands: What to type next.
+        reference: Identity of the model that the policy was compared with; empty for none.
     """
     best_step, best_loss = min(history.eval_losses, key=lambda pair: pair[1], default=(None, None))
     return RunSummary(
@@ -55,6 +57,9 @@ def summarize(
         eval_loss_after=history.eval_losses[-1][1] if history.eval_losses else None,
         eval_loss_best=best_loss,
         best_step=best_step,
+        eval_metrics_before=history.eval_metrics[0] if history.eval_metrics else {},
+        eval_metrics_after=history.eval_metrics[-1] if history.eval_metrics else {},
+        reference=reference,
         samples_before=_samples(history, 0),
         samples_after=_samples(history, -1),
         adapter_dir=f"{config.output.output_dir}/adapter",
@@ -66,4 +71,5 @@ def summarize(
 
 
 def _samples(history: History, index: int) -> tuple[Sample, ...]:
-    return tuple(history.samples[index][1]) if history.samples else ()
+    """The answers of the trained model; those of a reference never change."""
+    return tuple(s for s in history.samples[index][1] if s.label != "reference") if history.samples else ()

@@ -19,6 +19,7 @@ from anima.tracking.tracker import Sample, Tracker
 from anima.train import checkpoint
 from anima.train.engine import Engine, StepOutcome
 from anima.train.evaluate import evaluate
+from anima.train.method import StartCheck, Watch, nothing_to_check, nothing_to_say
 from anima.train.metrics import MetricSums
 from anima.train.schedule import learning_rate_at
 from anima.train.step import GradientProbe, train_step
@@ -59,6 +60,10 @@ class Run:
     progress: Progress
     answer: Callable[[Sequence[str]], list[str]]
     write_adapter: Callable[[Path], None]
+    reference: str = ""
+    reference_answers: Sequence[str] = ()
+    check_start: StartCheck = nothing_to_check
+    watch: Watch = nothing_to_say
 
 
 @dataclass
@@ -71,6 +76,7 @@ class History:
     training_seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     eval_losses: list[tuple[int, float]] = field(default_factory=list)
+    eval_metrics: list[dict[str, float]] = field(default_factory=list)
     samples: list[tuple[int, list[Sample]]] = field(default_factory=list)
     skipped_in_a_row: int = 0
     skipped: int = 0
@@ -83,6 +89,7 @@ def train(run: Run) -> History:
         TrainingError: a LoRA matrix gets no gradient, or gradients are not finite again and again.
     """
     output, history = run.config.output, History()
+    _check_start(run)
     _evaluate(run, 0, history)
     run.engine.train_mode()
     meter = Meter(run.engine.device)
@@ -127,7 +134,7 @@ class Meter:
         real = [batch for batch in micro_batches if objective.weight(batch)]
         self._counts[0] += sum(sum(batch.document_lengths) for batch in real)
         self._counts[1] += sum(batch.num_scored for batch in real)
-        self._counts[2] += sum(len(batch.document_lengths) for batch in real)
+        self._counts[2] += sum(batch.num_examples for batch in real)
         self._steps += 1
 
     def read(self) -> tuple[dict[str, float], list[int], float, int]:
@@ -149,6 +156,14 @@ def _learning_rate(run: Run, step: int) -> float:
         warmup_ratio=settings.warmup_ratio,
         kind=settings.lr_scheduler_type,
     )
+
+
+def _check_start(run: Run) -> None:
+    """What can be known about the untrained policy is measured and logged; or training does not start."""
+    measured = run.check_start(run.engine, run.steps.step(0, num_train_epochs=run.num_train_epochs))
+    if measured:
+        run.tracker.log(0, measured)
+        run.progress.message(", ".join(f"{name} {value:.6g}" for name, value in measured.items()))
 
 
 def _watch(run: Run, step: int, outcome: StepOutcome, history: History) -> None:
@@ -197,16 +212,23 @@ def _evaluate(run: Run, step: int, history: History) -> None:
     if run.held_out is not None:
         means = evaluate(run.engine, run.objective, run.held_out)
         history.eval_losses.append((step, means["loss"]))
+        history.eval_metrics.append(means)
         run.tracker.log(step, {f"eval/{name}": value for name, value in means.items()})
-        run.progress.message(f"step {step}: held-out loss {means['loss']:.4f}")
+        for line in (f"step {step}: held-out loss {means['loss']:.4f}", *run.watch(step, means)):
+            run.progress.message(line)
     prompts = run.config.output.sample_prompts
     if prompts:
         answers = run.answer(prompts) if run.engine.ranks.is_main else []
-        samples = [Sample(prompt=p, answer=a) for p, a in zip(prompts, answers, strict=False)]
+        samples = _samples(prompts, answers, "policy" if run.reference_answers else "")
+        samples += _samples(prompts, run.reference_answers, "reference")
         history.samples.append((step, samples))
         run.tracker.log_samples(step, samples)
         distributed.wait_for_all()
         run.engine.train_mode()
+
+
+def _samples(prompts: Sequence[str], answers: Sequence[str], label: str) -> list[Sample]:
+    return [Sample(prompt, answer, label) for prompt, answer in zip(prompts, answers, strict=False)]
 
 
 def _save(run: Run, step: int, history: History) -> None:

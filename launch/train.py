@@ -1,4 +1,4 @@
-"""Fine-tune: argv -> Config -> tokenizer, data, tracker, model, engine, objective -> run -> results.
+"""Fine-tune: argv -> Config -> method, tokenizer, data, tracker, model, objective, engine -> run -> results.
 
 deepspeed launch/train.py --deepspeed ds_configs/zero2.json --config launch/configs/quickstart_sft.yaml
 torchrun --nproc_per_node 2 launch/train.py --config FILE.yaml --learning_rate 1e-4
@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # these take seconds to import: at run time after the command
     from anima.model.compute import Compute
     from anima.model.packed import PackedModel
     from anima.train.engine import Engine
-    from anima.train.meter import History
+    from anima.train.method import Method, Setup
     from anima.train.opening import Opened
     from anima.train.run import Identity, Run
     from anima.train.stop import StopRequest
@@ -57,21 +57,26 @@ def train(config: Config, ranks: Ranks, compute: Compute) -> None:
     from anima import distributed
     from anima.errors import AnimaError
     from anima.train.opening import open_run
+    from anima.train.results import write_results
     from anima.train.stop import StopRequest
     from anima.train.trainer import train as run_steps
 
     check(config, ranks, compute)
+    from anima.train.choice import choose_method
+
+    method = choose_method(config)
     stop = StopRequest.catching(config.max_hours)
-    inputs = prepare_inputs(config)
+    inputs = prepare_inputs(config, method)
     distributed.start(ranks, compute.device, config.backend, hang_minutes=config.hang_timeout_minutes)
     identity = identify(config, ranks, compute, inputs)
     opened = open_run(config, ranks, identity)
     try:
         network = build_network(config, compute)
+        setup = set_up(config, ranks, compute, inputs, network, method)
         engine = build_engine(config, ranks, compute, network)
-        run = build_run(config, ranks, compute, inputs, network, engine, identity, opened, stop)
+        run = build_run(config, ranks, compute, inputs, network, setup, engine, identity, opened, stop)
         history = run_steps(run)
-        write_results(config, compute, inputs, network, run, history)
+        write_results(run, history, device=compute.name, compute_dtype="bf16" if compute.is_bf16 else "fp32")
     except BaseException as error:
         opened.tracker.finish(error.exit_code if isinstance(error, AnimaError) else 1)
         raise
@@ -85,7 +90,7 @@ class Inputs:
 
     tokenizer: PreTrainedTokenizerBase
     template: Template
-    data: PreparedData
+    data: PreparedData[Any]
 
 
 def check(config: Config, ranks: Ranks, compute: Compute) -> None:
@@ -107,15 +112,15 @@ def check(config: Config, ranks: Ranks, compute: Compute) -> None:
     claim_device(compute, config.max_gpu_memory_gib)
 
 
-def prepare_inputs(config: Config) -> Inputs:
+def prepare_inputs(config: Config, method: Method) -> Inputs:
     """Tokenizer, template and tokenised data."""
-    from anima.data.prepare import prepare
+    from anima.data.prepare import prepare_records
     from anima.data.templates import make_template
     from anima.model.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(config.model)
     template = make_template(config.data.chat_template, tokenizer, mask_answers=config.data.train_on == "assistant")
-    data = prepare(config.data, tokenizer, seed=config.seed, template=template)
+    data = prepare_records(method.records, config.data, tokenizer, seed=config.seed, template=template)
     return Inputs(tokenizer, template, data)
 
 
@@ -148,6 +153,31 @@ def build_network(config: Config, compute: Compute) -> PackedModel:
     return PackedModel(adapted, config.optimization.recompute)
 
 
+def set_up(
+    config: Config, ranks: Ranks, compute: Compute, inputs: Inputs, network: PackedModel, method: Method
+) -> Setup:
+    """The objective with its sets; whatever it must ask the untrained network is asked here."""
+    from anima.tracking.progress import Progress
+    from anima.train.method import Place
+
+    tell = Progress(0, is_main=ranks.is_main).message
+    return method.set_up(inputs.data, Place(config, ranks, compute, network, answering(config, inputs, network), tell))
+
+
+def answering(config: Config, inputs: Inputs, network: PackedModel) -> Callable[[Sequence[str]], list[str]]:
+    """Questions to the network's answers, in the template of the training."""
+    from anima.data.records import Message
+    from anima.inference.chat import Answerer
+
+    answerer = Answerer(network.causal_lm, inputs.tokenizer, inputs.template)
+
+    def answer(prompts: Sequence[str]) -> list[str]:
+        asked = [[Message("user", prompt)] for prompt in prompts]
+        return answerer.answer(asked, max_new_tokens=config.output.sample_max_new_tokens)
+
+    return answer
+
+
 def build_engine(config: Config, ranks: Ranks, compute: Compute, network: PackedModel) -> Engine:
     """DeepSpeed around network and optimizer."""
     from anima.model.base_model import fingerprint
@@ -167,6 +197,7 @@ def build_run(
     compute: Compute,
     inputs: Inputs,
     network: PackedModel,
+    setup: Setup,
     engine: Engine,
     identity: Identity,
     opened: Opened,
@@ -175,7 +206,6 @@ def build_run(
     """The loop's parts, and the lines that tell a person what is about to happen."""
     from anima.data.loader import EvalLoader, StepLoader
     from anima.model.lora import lora_b_parameters
-    from anima.objectives.sft import SupervisedFineTuning
     from anima.tracking.progress import Progress
     from anima.train.briefing import opening_lines
     from anima.train.resume import check_base
@@ -186,11 +216,9 @@ def build_run(
     batch, optimization, held_out = config.batch, config.optimization, None
     place: dict[str, Any] = {"rank": ranks.rank, "world_size": ranks.world_size}
     budget: dict[str, Any] = {"micro_batch_tokens": batch.micro_batch_tokens, "packing": batch.packing}
-    steps = StepLoader(
-        inputs.data.train, global_batch_size=batch.global_batch_size, seed=config.seed, **place, **budget
-    )
-    if inputs.data.eval is not None:
-        held_out = EvalLoader(inputs.data.eval, **place, **budget)
+    steps = StepLoader(setup.train, global_batch_size=batch.global_batch_size, seed=config.seed, **place, **budget)
+    if setup.held_out is not None:
+        held_out = EvalLoader(setup.held_out, **place, **budget)
     num_steps = optimization.max_steps or steps.num_steps(optimization.num_train_epochs)
     identity = replace(identity, base_fingerprint=engine.base_fingerprint)
     progress = Progress(num_steps, opened.origin.step if opened.origin else 0, is_main=ranks.is_main)
@@ -204,36 +232,28 @@ def build_run(
         num_steps=num_steps,
         num_train_epochs=None if optimization.max_steps else optimization.num_train_epochs,
         engine=engine,
-        objective=SupervisedFineTuning(),
+        objective=setup.objective,
         steps=steps,
         held_out=held_out,
         probe=GradientProbe(lora_b_parameters(network)),
         tracker=opened.tracker,
         progress=progress,
         answer=answering(config, inputs, network),
-        adapter_writer=lambda: adapter_writer(config, inputs, network, engine),
+        adapter_writer=lambda: adapter_writer(config, inputs, network, setup, engine),
         identity=identity,
         origin=opened.origin,
         stop=stop,
         watchdog=Watchdog(config.hang_timeout_minutes * 60, Path(config.output.output_dir), ranks.rank),
+        reference=setup.reference,
+        reference_answers=setup.reference_answers,
+        check_start=setup.check_start,
+        watch=setup.watch,
     )
 
 
-def answering(config: Config, inputs: Inputs, network: PackedModel) -> Callable[[Sequence[str]], list[str]]:
-    """Sample answers of the model as it is."""
-    from anima.data.records import Message
-    from anima.inference.chat import Answerer
-
-    answerer = Answerer(network.causal_lm, inputs.tokenizer, inputs.template)
-
-    def answer(prompts: Sequence[str]) -> list[str]:
-        asked = [[Message("user", prompt)] for prompt in prompts]
-        return answerer.answer(asked, max_new_tokens=config.output.sample_max_new_tokens)
-
-    return answer
-
-
-def adapter_writer(config: Config, inputs: Inputs, network: PackedModel, engine: Engine) -> Callable[[Path], None]:
+def adapter_writer(
+    config: Config, inputs: Inputs, network: PackedModel, setup: Setup, engine: Engine
+) -> Callable[[Path], None]:
     """Copy the adapter now; what is returned writes it, with all that its users need beside it."""
     from anima.inference.adapter_folder import AdapterRecord, rendering_of, writer
     from anima.model.tokenizer import model_location
@@ -245,43 +265,9 @@ def adapter_writer(config: Config, inputs: Inputs, network: PackedModel, engine:
         chat_template=inputs.template.name,
         rendering=rendering_of(inputs.template),
         objective=config.objective,
+        reference=setup.reference,
     )
     return writer(network.adapted, inputs.tokenizer, record)
-
-
-def write_results(
-    config: Config, compute: Compute, inputs: Inputs, network: PackedModel, run: Run, history: History
-) -> None:
-    """Final adapter, summary.json, and the summary on the terminal."""
-    from anima import distributed
-    from anima.tracking.summary import format_summary, write_summary
-    from anima.train import checkpoint, run_folder
-    from anima.train.results import summarize
-    from anima.train.trainer import memory_peak_gib
-
-    peaks = distributed.gather_objects(memory_peak_gib(compute.device))
-    state = distributed.gather_objects(run.engine.optimizer_state_bytes())
-    run.progress.message(f"optimizer state per rank: {', '.join(f'{size / 2**30:.2f} GiB' for size in state)}")
-    run.progress.close()
-    if not run.engine.ranks.is_main:
-        return
-    output_dir = Path(config.output.output_dir)
-    checkpoint.write_folder(output_dir / run_folder.ADAPTER, run.adapter_writer())
-    summary = summarize(
-        config,
-        history,
-        num_steps=run.num_steps,
-        peak_memory_gib=peaks,
-        device=compute.name,
-        compute_dtype="bf16" if compute.is_bf16 else "fp32",
-        files=sorted(p.name + "/" * p.is_dir() for p in output_dir.iterdir() if not p.name.startswith(".")),
-        next_commands=[f"python launch/chat.py --adapter {output_dir / run_folder.ADAPTER}"],
-    )
-    write_summary(output_dir / run_folder.SUMMARY, summary)
-    run.tracker.summary(summary.to_json())
-    if config.output.wandb_log_adapter:
-        run.tracker.log_adapter(output_dir / run_folder.ADAPTER)
-    print(format_summary(summary))
 
 
 if __name__ == "__main__":

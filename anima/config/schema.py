@@ -7,15 +7,11 @@ themselves live in `__post_init__`; whatever needs a file, a device or a library
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from anima.errors import ConfigError
+from anima.config.checks import require as _require
+from anima.config.preference import ConversationFormat, PairFormat, PreferenceConfig, check_objective
 
-DatasetFormat = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "input_output"]
+DatasetFormat = Literal["auto", ConversationFormat, PairFormat]
 ChatTemplate = Literal["auto", "model", "alpaca", "vicuna", "guanaco", "plain"]
-
-
-def _require(condition: bool, what: str, where: str, got: object, allowed: str) -> None:
-    if not condition:
-        raise ConfigError(what, where=f"--{where}", got=repr(got), allowed=allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +72,8 @@ class DataConfig:
     chat_template: ChatTemplate = "auto"
     """How a conversation becomes text; auto is the model's own template, or alpaca if it has none."""
     max_seq_length: int | None = None
-    """Longest sequence, tokens; None: source_max_len + target_max_len if both are given, else 1024."""
+    """Longest sequence (for dpo of each side of a pair), tokens; None: source_max_len + target_max_len if both are
+    given, else 1024."""
     source_max_len: int | None = None
     """Longest context before the last answer, tokens; None: only max_seq_length counts."""
     target_max_len: int | None = None
@@ -126,7 +123,7 @@ class BatchConfig:
     """A step, defined over all ranks, and how it is cut into micro-batches."""
 
     global_batch_size: int = 16
-    """Sequences of one optimizer step over all ranks."""
+    """Sequences (pairs for dpo) of one optimizer step over all ranks."""
     micro_batch_tokens: int = 8192
     """Tokens of one forward and backward pass on one rank, at most; a memory budget without effect on the result."""
     packing: bool = True
@@ -225,9 +222,11 @@ class Config:
     data: DataConfig
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     output: OutputConfig
-    objective: Literal["sft"] = "sft"
-    """What is minimised: sft is the mean negative log-likelihood of the supervised tokens."""
+    objective: Literal["sft", "dpo"] = "sft"
+    """What is minimised: sft is the mean negative log-likelihood of the supervised tokens; dpo the mean loss of
+    pairs of a chosen and a rejected answer."""
     seed: int = 42
     """Seed of the split, the order, the adapter's start values and dropout."""
     deepspeed: str = "ds_configs/zero2.json"
@@ -260,6 +259,14 @@ class Config:
         _require(self.max_hours is None or self.max_hours > 0, "no time at all", "max_hours", self.max_hours, "> 0")
         timeout = self.hang_timeout_minutes
         _require(timeout > 0, "everything would count as a hang", "hang_timeout_minutes", timeout, "> 0")
+        check_objective(
+            self.objective,
+            self.preference,
+            longest=longest,
+            micro_batch_tokens=self.batch.micro_batch_tokens,
+            dataset_format=self.data.dataset_format,
+            train_on=self.data.train_on,
+        )
 
     def flat(self) -> dict[str, object]:
         """All options by their flag names, in the order of the schema; tuples stay tuples."""

@@ -4,8 +4,9 @@ A new layout is one entry of FORMATS. Knows no files; errors name the place that
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from anima.data.records import Conversation, Message, Role, find_problem
 from anima.errors import DataError
@@ -21,16 +22,17 @@ class Turn:
 
 
 Row = Mapping[str, object]
+Converted = TypeVar("Converted", covariant=True)
 Convert = Callable[[Row, str], list[Turn]]
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
+@dataclass(frozen=True)
+class Format(Generic[Converted]):
     """A layout. A row has it when it holds all of `keys` and none of `absent`; other columns do not matter."""
 
     name: str
     keys: tuple[str, ...]
-    convert: Convert
+    convert: Callable[[Row, str], Converted]
     absent: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 
@@ -38,12 +40,18 @@ class Format:
         return f"{self.name} ({', '.join((*self.keys, *(f'[{key}]' for key in self.optional)))})"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as an error shows it: its start and its type."""
     text = repr(value)
     return f"{text[:60]}{'...' if len(text) > 60 else ''} ({type(value).__name__})"
 
 
-def _value(row: Row, key: str, source: str, path: str = "") -> object:
+def value_of(row: Row, key: str, source: str, path: str = "") -> object:
+    """What the row holds under a key; `path` stands before the key in the error.
+
+    Raises:
+        DataError: The row has no such key.
+    """
     if key not in row:
         raise DataError(
             f"the row has no key {path}{key}",
@@ -54,10 +62,15 @@ def _value(row: Row, key: str, source: str, path: str = "") -> object:
     return row[key]
 
 
-def _text(value: object, key: str, source: str) -> str:
+def text_of(value: object, key: str, source: str) -> str:
+    """The value as text.
+
+    Raises:
+        DataError: It is something else.
+    """
     if not isinstance(value, str):
         raise DataError(
-            f"{key} is not text", where=source, got=_shown(value), allowed="a string", fix=f"write {key} as a string"
+            f"{key} is not text", where=source, got=shown(value), allowed="a string", fix=f"write {key} as a string"
         )
     return value
 
@@ -67,16 +80,16 @@ def _optional_text(row: Row, key: str, source: str) -> str:
     value = row.get(key)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    return _text(value, key, source)
+    return text_of(value, key, source)
 
 
-def _chat(list_key: str, role_key: str, content_key: str, roles: Mapping[str, Role]) -> Convert:
+def chat_of(list_key: str, role_key: str, content_key: str, roles: Mapping[str, Role]) -> Convert:
     """A converter of chats: a list of objects under `list_key`, and perhaps a `system` text beside it."""
 
     def convert(row: Row, source: str) -> list[Turn]:
-        items = _value(row, list_key, source)
+        items = value_of(row, list_key, source)
         if not isinstance(items, list):
-            raise DataError(f"{list_key} is not a list", where=source, got=_shown(items), allowed="a list of messages")
+            raise DataError(f"{list_key} is not a list", where=source, got=shown(items), allowed="a list of messages")
         turns = []
         system = _optional_text(row, "system", source) if list_key == "conversations" else ""
         if system.strip():
@@ -84,9 +97,9 @@ def _chat(list_key: str, role_key: str, content_key: str, roles: Mapping[str, Ro
         for i, item in enumerate(items):
             path = f"{list_key}[{i}]."
             if not isinstance(item, dict):
-                raise DataError(f"{path[:-1]} is not an object", where=source, got=_shown(item), allowed="an object")
-            speaker = _text(_value(item, role_key, source, path), path + role_key, source)
-            content = _text(_value(item, content_key, source, path), path + content_key, source)
+                raise DataError(f"{path[:-1]} is not an object", where=source, got=shown(item), allowed="an object")
+            speaker = text_of(value_of(item, role_key, source, path), path + role_key, source)
+            content = text_of(value_of(item, content_key, source, path), path + content_key, source)
             if speaker not in roles:
                 raise DataError(
                     f"{path}{role_key} is no known speaker", where=source, got=repr(speaker), allowed=", ".join(roles)
@@ -98,9 +111,9 @@ def _chat(list_key: str, role_key: str, content_key: str, roles: Mapping[str, Ro
 
 
 def _alpaca(row: Row, source: str) -> list[Turn]:
-    instruction = _text(_value(row, "instruction", source), "instruction", source)
+    instruction = text_of(value_of(row, "instruction", source), "instruction", source)
     context = _optional_text(row, "input", source)
-    output = _text(_value(row, "output", source), "output", source)
+    output = text_of(value_of(row, "output", source), "output", source)
     return [
         Turn(Message("user", instruction, context), "instruction", "instruction"),
         Turn(Message("assistant", output), "output", "output"),
@@ -111,8 +124,8 @@ def _pair(prompt_key: str, answer_key: str) -> Convert:
     """A converter of one prompt and one answer."""
 
     def convert(row: Row, source: str) -> list[Turn]:
-        prompt = _text(_value(row, prompt_key, source), prompt_key, source)
-        answer = _text(_value(row, answer_key, source), answer_key, source)
+        prompt = text_of(value_of(row, prompt_key, source), prompt_key, source)
+        answer = text_of(value_of(row, answer_key, source), answer_key, source)
         return [
             Turn(Message("user", prompt), prompt_key, prompt_key),
             Turn(Message("assistant", answer), answer_key, answer_key),
@@ -133,12 +146,12 @@ SHAREGPT_SPEAKERS: Mapping[str, Role] = {
     "bing": "assistant",
 }
 
-FORMATS: tuple[Format, ...] = (
-    Format("messages", ("messages",), _chat("messages", "role", "content", MESSAGE_ROLES)),
+FORMATS: tuple[Format[list[Turn]], ...] = (
+    Format("messages", ("messages",), chat_of("messages", "role", "content", MESSAGE_ROLES)),
     Format(
         "sharegpt",
         ("conversations",),
-        _chat("conversations", "from", "value", SHAREGPT_SPEAKERS),
+        chat_of("conversations", "from", "value", SHAREGPT_SPEAKERS),
         optional=("system",),
     ),
     Format("alpaca", ("instruction", "output"), _alpaca, optional=("input",)),
@@ -147,14 +160,14 @@ FORMATS: tuple[Format, ...] = (
 )
 
 
-def detect_format(keys: Collection[str], source: str) -> str:
+def detect_format(keys: Collection[str], source: str, formats: Sequence[Format[object]] = FORMATS) -> str:
     """The name of the one format that a row with these keys has.
 
     Raises:
         DataError: No format matches, or more than one.
     """
-    known = "; ".join(map(str, FORMATS))
-    matches = [f.name for f in FORMATS if set(f.keys) <= set(keys) and not set(f.absent) & set(keys)]
+    known = "; ".join(map(str, formats))
+    matches = [f.name for f in formats if set(f.keys) <= set(keys) and not set(f.absent) & set(keys)]
     if len(matches) == 1:
         return matches[0]
     raise DataError(

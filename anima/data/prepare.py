@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Generic
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +20,12 @@ from anima.config.schema import DataConfig
 from anima.data.cache import build_once
 from anima.data.dataset import SequenceWriter, TokenizedDataset
 from anima.data.encode import IGNORE_INDEX, TokenSequence
-from anima.data.formats import detect_format, to_conversation
+from anima.data.kinds import CONVERSATIONS, Dataset, RecordKind
 from anima.data.limits import EncodedRow, RowEncoder
 from anima.data.order import shuffled
+from anima.data.pair_formats import Unusable
 from anima.data.records import Conversation
-from anima.data.report import CacheEntry, PreparationReport, SetReport, Tally
+from anima.data.report import CacheEntry, PreparationReport, SetReport
 from anima.data.sources import Source, resolve
 from anima.data.templates import Template, make_template
 from anima.data.tokenizer import Tokenizer, tokenizer_fingerprint
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 CODE_VERSION = 1
 """Part of every cache key: raise it when the same data would give other tokens."""
 
+SAME_ANSWERS = "chosen and rejected are the same"
+
 SPLIT = 1
 """Purpose of the seeded order that holds rows out."""
 
@@ -41,19 +45,34 @@ BATCH_ROWS = 256
 _LOG_ROWS = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedData:
+@dataclass(frozen=True)
+class PreparedData(Generic[Dataset]):
     """What a run trains on and is measured by."""
 
-    train: TokenizedDataset
-    eval: TokenizedDataset | None
+    train: Dataset
+    eval: Dataset | None
     report: PreparationReport
 
 
-def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int, template: Template | None = None) -> PreparedData:
+def prepare(
+    config: DataConfig, tokenizer: Tokenizer, *, seed: int, template: Template | None = None
+) -> PreparedData[TokenizedDataset]:
+    """`prepare_records` of conversations."""
+    return prepare_records(CONVERSATIONS, config, tokenizer, seed=seed, template=template)
+
+
+def prepare_records(
+    kind: RecordKind[Dataset],
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    template: Template | None = None,
+) -> PreparedData[Dataset]:
     """Tokenise the training and held-out data, or map what an earlier call left in the cache.
 
     Args:
+        kind: What a row is.
         config: What is read, how it is rendered, the limits, the cache folder.
         tokenizer: The model's tokenizer.
         seed: Decides which rows are held out by --eval_size; it does not touch the cache.
@@ -67,19 +86,20 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int, template: Te
         template = make_template(config.chat_template, tokenizer, mask_answers=config.train_on == "assistant")
     train_sources = resolve(config.train_files, "train_files")
     eval_sources = resolve(config.eval_files, "eval_files")
-    identity = _identity(config, tokenizer, template)
+    identity = {**_identity(config, tokenizer, template), "records": kind.name}
     train_hashes = [source.content_hash() for source in train_sources]
     eval_hashes = [source.content_hash() for source in eval_sources]
     _check_apart(train_sources, train_hashes, eval_sources, eval_hashes)
-    builder = _Builder(config, tokenizer, template)
+    builder = _Builder(kind, config, tokenizer, template)
     whole, train_report, train_cache = builder.build(train_sources, _key(identity, train_hashes))
     eval_report = eval_cache = None
-    held_out: TokenizedDataset | None
+    held_out: Dataset | None
     if eval_sources:
         train = whole
         held_out, eval_report, eval_cache = builder.build(eval_sources, _key(identity, eval_hashes))
     else:
         train, held_out = split(whole, config.eval_size, seed)
+    sets = {"train": train} if held_out is None else {"train": train, "eval": held_out}
     report = PreparationReport(
         template=template.name,
         train=train_report,
@@ -88,15 +108,17 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int, template: Te
         eval=eval_report,
         eval_cache=eval_cache,
         eval_rows=len(held_out) if held_out is not None else 0,
+        unit=kind.name,
+        notes=tuple(f"{name}: {note}" for name, part in sets.items() for note in kind.notes(part)),
     )
     return PreparedData(train, held_out, report)
 
 
-def split(dataset: TokenizedDataset, size: float, seed: int) -> tuple[TokenizedDataset, TokenizedDataset | None]:
+def split(dataset: Dataset, size: float, seed: int) -> tuple[Dataset, Dataset | None]:
     """Training and held-out part, each in the order of the files; together they are the whole.
 
     Args:
-        dataset: All sequences.
+        dataset: All examples.
         size: Rows if 1 or more, share of the rows if below 1, 0 for none.
         seed: Decides which rows are held out.
 
@@ -149,22 +171,23 @@ def _check_apart(
             )
 
 
-class _Builder:
+class _Builder(Generic[Dataset]):
     """Tokenised sets from sources, through the cache."""
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer, template: Template) -> None:
+    def __init__(self, kind: RecordKind[Dataset], config: DataConfig, tokenizer: Tokenizer, template: Template) -> None:
+        self._kind = kind
         self._config = config
         self._template = template
-        self._encoder = RowEncoder(tokenizer, config)
+        self._encoder = RowEncoder(tokenizer, config, last_answer_only=kind.last_answer_only)
         self._cache_dir = Path(config.data_cache_dir).expanduser()
 
-    def build(self, sources: Sequence[Source], key: str) -> tuple[TokenizedDataset, SetReport, CacheEntry]:
+    def build(self, sources: Sequence[Source], key: str) -> tuple[Dataset, SetReport, CacheEntry]:
         folder = self._cache_dir / key[:32]
         names = [source.name for source in sources]
         built = build_once(folder, partial(self._fill, sources=sources))
         try:
             report = SetReport.from_json(json.loads((folder / "report.json").read_text("utf-8")), names)
-            dataset = TokenizedDataset.open(folder / "tokens.arrow", names, key)
+            dataset = self._kind.dataset(TokenizedDataset.open(folder / "tokens.arrow", names, key))
         except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
             raise DataError(
                 "the cached data is damaged", where=folder, got=str(error).splitlines()[0], fix=f"rm -r {folder}"
@@ -177,46 +200,51 @@ class _Builder:
         writer = SequenceWriter(folder / "tokens.arrow")
         try:
             for number, source in enumerate(sources):
-                conversations = self._conversations(source, report)
-                while batch := list(islice(conversations, BATCH_ROWS)):
+                rows = self._rows(source, number, report)
+                while batch := list(islice(rows, BATCH_ROWS)):
                     writer.write(self._encode(batch, number, report))
         finally:
             writer.close()
         self._check(report, sources)
         (folder / "report.json").write_text(json.dumps(report.to_json(), ensure_ascii=False), "utf-8")
 
-    def _conversations(self, source: Source, report: SetReport) -> Iterator[tuple[Conversation, str]]:
-        """The rows of a source as conversations, with their places, counted."""
+    def _rows(self, source: Source, file: int, report: SetReport) -> Iterator[tuple[tuple[Conversation, ...], str]]:
+        """The rows of a source as conversations to render, with their places, counted."""
         before = report.rows
         chosen = self._config.dataset_format
         layout = "" if chosen == "auto" else str(chosen)
         for row in source.rows():
             where = source.name + row.place
-            layout = layout or detect_format(row.values.keys(), where)
-            conversation = to_conversation(row.values, layout, where)
+            layout = layout or self._kind.detect(row.values, where)
+            found = self._kind.read(row.values, layout, where)
             report.rows += 1
             report.formats[layout] = report.formats.get(layout, 0) + 1
             if report.rows % _LOG_ROWS == 0:
                 logger.info("%s rows read", f"{report.rows:,}")
-            yield conversation, row.place
+            if isinstance(found, Unusable):
+                report.drop(found.reason, file, row.place)
+            else:
+                yield found, row.place
         if report.rows == before:
             raise DataError("the file holds no rows", where=source.name, fix="leave it out, or write it again")
 
     def _encode(
-        self, batch: Sequence[tuple[Conversation, str]], file: int, report: SetReport
+        self, batch: Sequence[tuple[tuple[Conversation, ...], str]], file: int, report: SetReport
     ) -> list[tuple[TokenSequence, int, str]]:
         """The sequences of a batch that are kept; all are counted."""
-        rows = [self._template.segments(conversation) for conversation, _ in batch]
-        encoded = self._encoder.encode(rows, [conversation.source for conversation, _ in batch])
+        rows = [[self._template.segments(conversation) for conversation in found] for found, _ in batch]
+        encoded = self._encoder.encode(rows, [found[0].source for found, _ in batch])
         kept = []
         for row, (_, place) in zip(encoded, batch, strict=True):
-            if row.sequence is None:
-                report.dropped.setdefault(str(row.dropped), Tally()).add(file, place)
-                continue
-            _count(report, row, row.sequence)
-            if row.trimmed:
-                report.trimmed.add(file, place)
-            kept.append((row.sequence, file, place))
+            if not row.sequences:
+                report.drop(str(row.dropped), file, place)
+            elif len(row.sequences) > 1 and len({side.input_ids.tobytes() for side in row.sequences}) == 1:
+                report.drop(SAME_ANSWERS, file, place)
+            else:
+                _count(report, row)
+                if row.trimmed:
+                    report.trimmed.add(file, place)
+                kept += [(sequence, file, place) for sequence in row.sequences]
         return kept
 
     def _check(self, report: SetReport, sources: Sequence[Source]) -> None:
@@ -239,11 +267,12 @@ class _Builder:
             )
 
 
-def _count(report: SetReport, row: EncodedRow, sequence: TokenSequence) -> None:
+def _count(report: SetReport, row: EncodedRow) -> None:
     report.kept += 1
-    report.tokens += len(sequence)
-    # The first token of a sequence is predicted from nothing, so its label never counts.
-    report.supervised_tokens += int(np.count_nonzero(sequence.labels[1:] != IGNORE_INDEX))
-    report.longest = max(report.longest, len(sequence))
+    for sequence in row.sequences:
+        report.tokens += len(sequence)
+        # The first token of a sequence is predicted from nothing, so its label never counts.
+        report.supervised_tokens += int(np.count_nonzero(sequence.labels[1:] != IGNORE_INDEX))
+        report.longest = max(report.longest, len(sequence))
     report.answers += row.num_answers
     report.stopped_answers += row.num_stopped

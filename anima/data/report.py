@@ -41,7 +41,7 @@ class SetReport:
     rows: int = 0
     """Rows read."""
     kept: int = 0
-    """Sequences that came of them."""
+    """Sequences, or pairs, that came of them."""
     dropped: dict[str, Tally] = field(default_factory=dict)
     """By reason."""
     trimmed: Tally = field(default_factory=Tally)
@@ -56,6 +56,10 @@ class SetReport:
     answers: int = 0
     stopped_answers: int = 0
     """Answers whose last supervised token is a stop token."""
+
+    def drop(self, reason: str, file: int, place: str) -> None:
+        """Count a row that is left out."""
+        self.dropped.setdefault(reason, Tally()).add(file, place)
 
     def to_json(self) -> dict[str, Any]:
         """For the cache, which may be used by the same files under other names."""
@@ -104,6 +108,10 @@ class PreparationReport:
     """Of --eval_files; None when the held-out set is a part of the training files, or there is none."""
     eval_cache: CacheEntry | None
     eval_rows: int
+    unit: str = "sequences"
+    """What is counted, in the plural."""
+    notes: tuple[str, ...] = ()
+    """What a person should know before training."""
 
     def lines(self) -> list[str]:
         """For people, without colours."""
@@ -116,5 +124,4 @@ class PreparationReport:
             if found is not None and cache is not None:
                 lines += [f"{name}: {line}" for line in (f"files {', '.join(found.files)}", *found.lines())]
                 lines.append(f"{name}: {'reused' if cache.reused else 'built'} {cache.path}")
-        lines.append(f"sequences to train on {self.train_rows:,}, held out {self.eval_rows:,}")
-        return lines
+        return [*lines, *self.notes, f"{self.unit} to train on {self.train_rows:,}, held out {self.eval_rows:,}"]

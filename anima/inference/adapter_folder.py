@@ -40,6 +40,8 @@ class AdapterRecord:
     chat_template: str
     rendering: str
     objective: str
+    reference: str = ""
+    """For preference training: identity of the model that the policy was compared with."""
 
 
 def rendering_of(template: Template) -> str:
@@ -73,7 +75,8 @@ def read_record(folder: Path) -> AdapterRecord:
     path = folder / RECORD
     try:
         values: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return AdapterRecord(**{name: str(values[name]) for name in AdapterRecord.__dataclass_fields__})
+        known = AdapterRecord.__dataclass_fields__
+        return AdapterRecord(**{name: str(value) for name, value in values.items() if name in known})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             "the folder does not say how its adapter was trained",

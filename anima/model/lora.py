@@ -1,6 +1,9 @@
 """The trained part: LoRA adapters through PEFT, which keeps owning their parameters and their file format."""
 
+import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -23,6 +26,8 @@ from anima.model.qlora_linear import fused_lora_linear
 AdaptedModel = PeftModel
 """A transformers model with LoRA layers in place, as PEFT wraps it."""
 
+REFERENCE = "reference"
+"""PEFT's name of a second, frozen adapter while it stands in for the first."""
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -235,3 +240,59 @@ def save_adapter(model: PeftModel, folder: Path, tensors: dict[str, Tensor] | No
 def adapter_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of a saved adapter by PEFT's names."""
     return load_file(folder / ADAPTER_FILES[1])
+
+
+def adapter_hash(folder: str) -> str:
+    """Hash of a saved adapter's tensors and of the scale they are used with.
+
+    Raises:
+        ModelError: files are missing.
+    """
+    path = Path(folder).expanduser()
+    _check_files(path, folder)
+    stored = json.loads((path / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+    digest = hashlib.sha256(repr((stored.get("r"), stored.get("lora_alpha"), stored.get("use_rslora"))).encode())
+    for name, tensor in sorted(adapter_tensors(path).items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def without_adapter(model: PeftModel) -> Iterator[None]:
+    """The base alone; the adapter is back afterwards. Call it before the optimizer is built: PEFT switches gradients
+    off and on again for this.
+    """
+    with model.disable_adapter():
+        yield
+
+
+@contextmanager
+def with_other_adapter(model: PeftModel, folder: str) -> Iterator[None]:
+    """Another adapter, frozen, in place of the trained one, which is back afterwards; the other one is let go.
+
+    Raises:
+        ModelError: files are missing, or its matrices do not fit the model.
+    """
+    path = Path(folder).expanduser()
+    _check_files(path, folder)
+    trained = model.active_adapter
+    dtype = next(iter(trainable_parameters(model).values())).dtype
+    try:
+        model.load_adapter(str(path), adapter_name=REFERENCE, is_trainable=False, autocast_adapter_dtype=False)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            "the reference's adapter does not fit the model",
+            where=folder,
+            got=str(error).strip().splitlines()[0],
+            fix="use an adapter of this base",
+        ) from error
+    for name, parameter in model.named_parameters():
+        if f".{REFERENCE}." in name:
+            parameter.data = parameter.data.to(dtype)
+    try:
+        model.set_adapter(REFERENCE, inference_mode=True)
+        yield
+    finally:
+        model.set_adapter(trained)
+        model.delete_adapter(REFERENCE)

@@ -16,6 +16,7 @@ def opening_lines(
     """What is about to run; `report` is what the data has to say."""
     numel = sum(parameter.numel() for parameter in trainable_parameters(network).values())
     unpaged = config.optimization.optimizer.startswith("paged") and compute.device.type == "cpu"
+    unit = "sequences" if config.objective == "sft" else "pairs"
     flash = uses_flash(compute.device, compute.dtype, network.head_dim)
     return [
         *report,
@@ -24,5 +25,5 @@ def opening_lines(
         f"adapter {numel:,} trainable parameters, sharded over {engine.ranks.world_size} rank(s) by ZeRO-2",
         f"optimizer {config.optimization.optimizer}{' (unpaged on a CPU)' if unpaged else ''}, ZeRO-2 settings from "
         f"{config.deepspeed}",
-        f"steps {num_steps:,} of {config.batch.global_batch_size} sequences",
+        f"steps {num_steps:,} of {config.batch.global_batch_size} {unit}",
     ]

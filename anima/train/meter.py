@@ -31,6 +31,7 @@ class History:
     training_seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     eval_losses: list[tuple[int, float]] = field(default_factory=list)
+    eval_metrics: list[dict[str, float]] = field(default_factory=list)
     samples: list[tuple[int, list[Sample]]] = field(default_factory=list)
     health: Health = field(default_factory=Health)
 
@@ -44,6 +45,10 @@ class History:
             "training_seconds": self.training_seconds,
             "losses": [loss if math.isfinite(loss) else None for loss in ends],
             "eval_losses": [[step, loss if math.isfinite(loss) else None] for step, loss in self.eval_losses],
+            "eval_metrics": [
+                {name: value for name, value in metrics.items() if math.isfinite(value)}
+                for metrics in (self.eval_metrics[:1] + self.eval_metrics[1:][-1:])
+            ],
             "samples": [[step, [vars(sample) for sample in samples]] for step, samples in self.samples],
             "health": self.health.to_json(),
         }
@@ -58,6 +63,7 @@ class History:
             training_seconds=values["training_seconds"],
             losses=[math.nan if loss is None else loss for loss in values["losses"]],
             eval_losses=[(step, math.nan if loss is None else loss) for step, loss in values["eval_losses"]],
+            eval_metrics=[dict(metrics) for metrics in values["eval_metrics"]],
             samples=[(step, [Sample(**sample) for sample in samples]) for step, samples in values["samples"]],
             health=Health.from_json(values["health"]),
         )
@@ -88,7 +94,7 @@ class Meter:
         real = [batch for batch in micro_batches if objective.weight(batch)]
         self._counts[0] += sum(sum(batch.document_lengths) for batch in real)
         self._counts[1] += sum(batch.num_scored for batch in real)
-        self._counts[2] += sum(len(batch.document_lengths) for batch in real)
+        self._counts[2] += sum(batch.num_examples for batch in real)
         self._steps += 1
 
     def read(self) -> tuple[dict[str, float], list[int], float, int]:

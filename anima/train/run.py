@@ -10,6 +10,7 @@ from anima.objectives.objective import Objective
 from anima.tracking.progress import Progress
 from anima.tracking.tracker import Tracker
 from anima.train.engine import Engine
+from anima.train.method import StartCheck, Watch, nothing_to_check, nothing_to_say
 from anima.train.step import GradientProbe
 from anima.train.stop import StopRequest
 from anima.train.watchdog import Watchdog
@@ -104,3 +105,7 @@ class Run:
     origin: Origin | None
     stop: StopRequest
     watchdog: Watchdog
+    reference: str = ""
+    reference_answers: Sequence[str] = ()
+    check_start: StartCheck = nothing_to_check
+    watch: Watch = nothing_to_say

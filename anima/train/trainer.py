@@ -4,7 +4,7 @@ import math
 import resource
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ def _start(run: Run, meter: Meter) -> History:
     if run.origin is None:
         seed_rank(run.config.seed, 0, run.engine.ranks.rank)
         history = History()
+        _check_start(run)
         _evaluate(run, 0, history)
     else:
         history = restore(run, run.origin, meter)
@@ -188,17 +189,32 @@ def _evaluate(run: Run, step: int, history: History) -> None:
     if run.held_out is not None:
         means = evaluate(run.engine, run.objective, _watched(run, run.held_out, step))
         history.eval_losses.append((step, means["loss"]))
+        history.eval_metrics.append(means)
         run.tracker.log(step, {f"eval/{name}": value for name, value in means.items()})
-        run.progress.message(f"step {step}: held-out loss {means['loss']:.4f}")
+        for line in (f"step {step}: held-out loss {means['loss']:.4f}", *run.watch(step, means)):
+            run.progress.message(line)
     prompts = run.config.output.sample_prompts
     if prompts:
         run.watchdog.beat(f"sample answers at step {step}")
         answers = run.answer(prompts) if run.engine.ranks.is_main else []
-        samples = [Sample(prompt=p, answer=a) for p, a in zip(prompts, answers, strict=False)]
+        samples = _samples(prompts, answers, "policy" if run.reference_answers else "")
+        samples += _samples(prompts, run.reference_answers, "reference")
         history.samples.append((step, samples))
         run.tracker.log_samples(step, samples)
         distributed.wait_for_all()
         run.engine.train_mode()
+
+
+def _check_start(run: Run) -> None:
+    """What can be known about the untrained policy is measured and logged; or training does not start."""
+    measured = run.check_start(run.engine, run.steps.step(0, num_train_epochs=run.num_train_epochs))
+    if measured:
+        run.tracker.log(0, measured)
+        run.progress.message(", ".join(f"{name} {value:.6g}" for name, value in measured.items()))
+
+
+def _samples(prompts: Sequence[str], answers: Sequence[str], label: str) -> list[Sample]:
+    return [Sample(prompt, answer, label) for prompt, answer in zip(prompts, answers, strict=False)]
 
 
 def _watched(run: Run, micro_batches: Iterable[Any], step: int) -> Iterator[Any]:

@@ -158,7 +158,7 @@ def test_held_out_files(run: Any, write_rows: Any) -> None:
 
 def test_the_cache_is_found_again_under_other_names(run: Any, write_rows: Any, monkeypatch: Any) -> None:
     first = run(write_rows([*PAIRS, {"prompt": "x" * 2000, "completion": "y"}]))
-    monkeypatch.setattr(module, "to_conversation", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(module.RowEncoder, "encode", lambda *_: pytest.fail("read again"))
     moved = write_rows([*PAIRS, {"prompt": "x" * 2000, "completion": "y"}], "moved.jsonl")
     again = run(moved)
     assert (first.report.train_cache.reused, again.report.train_cache.reused) == (False, True)

@@ -262,7 +262,7 @@ def write_results(
     if not run.engine.ranks.is_main:
         return
     output_dir = Path(config.output.output_dir)
-    checkpoint.write_folder(output_dir / run_folder.ADAPTER, run.adapter_writer())
+    checkpoint.write_result(output_dir / run_folder.ADAPTER, run.adapter_writer())
     summary = summarize(
         config,
         history,

@@ -11,11 +11,13 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anima.errors import CheckpointError
 from anima.train import faults
 
 if TYPE_CHECKING:  # torch takes seconds to import, and looking at checkpoints does not need it
@@ -24,7 +26,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and looking at checkpoints d
 MANIFEST = "manifest.json"
 LATEST = "latest"
 PREFIX = "step-"
-_STAGING, _REPLACED = ".staging-", ".replaced-"
+_STAGING, _REPLACED, _ASIDE = ".staging-", ".replaced-", "aside-"
 
 
 def commit(root: Path, step: int, write: Callable[[Path], None], *, keep: int, score: float | None = None) -> Path:
@@ -77,6 +79,25 @@ def write_folder(
         raise
     _sync_folder(final.parent)
     faults.fire("save.rename", step)
+
+
+def write_result(final: Path, write: Callable[[Path], None]) -> None:
+    """`write_folder` for what must not be lost: where the disk refuses, it goes to the folder for temporary files.
+
+    Raises:
+        CheckpointError: it does not lie where it belongs; says where it is.
+    """
+    try:
+        write_folder(final, write)
+    except OSError as error:
+        rescued = Path(tempfile.mkdtemp(prefix="anima-adapter-")) / final.name
+        write_folder(rescued, write)
+        raise CheckpointError(
+            f"the {final.name} could not be written to its place",
+            where=final,
+            got=error,
+            fix=f"it lies in {rescued}: free some space and move it; or, with checkpoints, --resume auto",
+        ) from None
 
 
 def write_manifest(folder: Path, *, step: int | None = None, score: float | None = None) -> None:
@@ -164,11 +185,19 @@ def set_aside(root: Path, after: int) -> list[Path]:
     moved = []
     for step in steps(root):
         if step > after:
-            aside = root / f"aside-{PREFIX}{step}"
+            aside = root / f"{_ASIDE}{PREFIX}{step}"
             shutil.rmtree(aside, ignore_errors=True)
             os.rename(root / f"{PREFIX}{step}", aside)
             moved.append(aside)
     return moved
+
+
+def remove_aside(root: Path) -> list[Path]:
+    """Delete what `set_aside` renamed; the folders deleted."""
+    found = sorted(root.glob(f"{_ASIDE}{PREFIX}*"))
+    for folder in found:
+        shutil.rmtree(folder)
+    return found
 
 
 def best_step(root: Path) -> int | None:

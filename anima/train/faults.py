@@ -11,7 +11,7 @@ import time
 from functools import cache
 
 VARIABLE = "ANIMA_FAULT"
-SLOW_SECONDS = 1.0
+SLOW_SECONDS = 0.5
 _SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "usr1": signal.SIGUSR1, "int": signal.SIGINT}
 
 _now = {"step": 0}

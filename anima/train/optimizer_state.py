@@ -116,7 +116,7 @@ def _coded_part(
         within = starts - saved_part * group.part
         saved_end = torch.minimum(starts + BLOCK, (saved_part + 1) * group.part).clamp(max=group.numel)
         kept = (within % BLOCK == 0) & ((starts + BLOCK).clamp(max=stop) == saved_end) & (starts < stop)
-    zero = int((codes == 0).nonzero()[0])
+    zero = int(codes.abs().argmin())
     values = torch.full((part,), zero, dtype=torch.uint8)
     scales = torch.zeros(len(starts))
     anew = ~kept & (starts < stop)

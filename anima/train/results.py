@@ -38,7 +38,7 @@ def write_results(run: Run, history: History, *, device: str, compute_dtype: str
         return
     output_dir = Path(run.config.output.output_dir)
     adapter = output_dir / run_folder.ADAPTER
-    checkpoint.write_folder(adapter, run.adapter_writer())
+    checkpoint.write_result(adapter, run.adapter_writer())
     summary = summarize(
         run.config,
         history,

@@ -152,7 +152,7 @@ def data_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "train.jsonl", folder / "eval.jsonl"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def setting(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path, data_files: tuple[Path, Path]) -> Setting:
     """Everything a run needs."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(PRELOADED))
@@ -161,6 +161,14 @@ def setting(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path, data
     argv = ("--model_name_or_path", str(tiny_llama_dir), "--train_files", str(data_files[0]))
     argv += ("--eval_files", str(data_files[1]), "--data_cache_dir", str(folder / "cache"))
     return Setting(folder, argv)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(setting: Setting) -> Setting:
+    """With the finished run `undisturbed`, which others are compared with."""
+    done = setting.run("undisturbed")
+    assert done.codes == (0, 0), done.output
+    return setting
 
 
 def _free_port() -> int:

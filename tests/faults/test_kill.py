@@ -22,14 +22,6 @@ def moments() -> list[str]:
     return chosen + [f"after {draw.uniform(0.3, 0.9):.2f} s of training on rank {rank}" for rank in (0, 1)]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(setting: Any) -> Any:
-    """The run that all others are compared with."""
-    done = setting.run("undisturbed")
-    assert done.codes == (0, 0), done.output
-    return setting
-
-
 @pytest.mark.parametrize("moment", moments())
 def test_a_killed_run_resumes_as_if_nothing_had_happened(undisturbed: Any, moment: str) -> None:
     name = moment.replace(" ", "-").replace("@", "-").replace(":", "-")

@@ -12,10 +12,11 @@ from anima.data.loader import StepLoader
 from anima.data.order import IndexArray
 from anima.data.pairs import PairDataset
 from anima.data.prepare import PreparedData
+from anima.errors import ConfigError
 from anima.model.base_model import fingerprint
 from anima.objectives.preference import PreferenceOptimization
 from anima.train.engine import Engine
-from anima.train.method import Place, Setup, nothing_to_say
+from anima.train.method import Method, Place, Setup, nothing_to_say
 from anima.train.preference_watch import PreferenceWatch
 from anima.train.reference_pass import NetworkPolicy, Reference, ReferencePass, cache_of, resolve_reference
 from anima.train.start_check import check_start
@@ -32,7 +33,7 @@ class Preference:
 
     def __init__(self, config: Config) -> None:
         """Find out which model the reference is, before anything heavy."""
-        self._reference = resolve_reference(config)
+        self.reference = resolve_reference(config)
 
     def set_up(self, data: PreparedData[PairDataset], place: Place) -> Setup:
         """Ask the reference about every pair that the run will see; a collective.
@@ -44,13 +45,12 @@ class Preference:
         settings = place.config.preference
         objective = PreferenceOptimization(settings)
         watch = nothing_to_say if data.eval is None else PreferenceWatch(data.eval.longer_wins())
-        if self._reference is None:
+        if self.reference is None:
             place.tell(f"reference none: {settings.loss_type} compares the policy with nothing")
             return Setup(objective, data.train, data.eval, "none", watch=watch)
-        train, held_out, identity, answers = ask_reference(
-            self._reference, data, place, pairs_of_run(data.train, place)
-        )
-        reference, dtype = self._reference, place.compute.dtype
+        reference, dtype = self.reference, place.compute.dtype
+        needed, prompts = pairs_of_run(data.train, place), place.config.output.sample_prompts
+        train, held_out, identity, answers = ask_reference(reference, data, place, needed, prompts)
 
         def check(engine: Engine, micro_batches: Sequence[PairMicroBatch]) -> dict[str, float]:
             must_be_equal = reference.equals_start
@@ -60,20 +60,20 @@ class Preference:
 
 
 def ask_reference(
-    reference: Reference, data: PreparedData[PairDataset], place: Place, needed: IndexArray
+    reference: Reference, data: PreparedData[PairDataset], place: Place, needed: IndexArray, prompts: Sequence[str]
 ) -> tuple[PairDataset, PairDataset | None, str, tuple[str, ...]]:
-    """Both sets with the reference's log-probabilities, its identity, and its answers to the sample prompts.
+    """Both sets with the reference's log-probabilities, its identity, and its answers to the prompts.
 
     Args:
         reference: The model.
         data: Training and held-out pairs.
         place: Where the run happens.
         needed: Numbers of the training pairs that will be used; of the held-out ones all are.
+        prompts: Questions to answer, on the main rank.
     """
     config, base = place.config, fingerprint(place.network)
     identity = reference.named(base)
     place.tell(f"reference {identity}")
-    prompts = config.output.sample_prompts
     answers: list[str] = []
     with reference.in_place(place.network):
         work = ReferencePass(
@@ -97,6 +97,23 @@ def ask_reference(
             answers = place.answer(prompts)
         distributed.wait_for_all()
     return train, held_out, identity, tuple(answers)
+
+
+def ask_about_all(method: Method, data: PreparedData[PairDataset], place: Place) -> None:
+    """Fill the cache with what the reference says about every pair of both sets; a collective.
+
+    Raises:
+        ConfigError: the run has no reference.
+    """
+    reference = method.reference if isinstance(method, Preference) else None
+    if reference is None:
+        raise ConfigError(
+            "this run compares the policy with no other model",
+            where="--objective, --loss_type, --reference",
+            got=f"{place.config.objective}, {place.config.preference.loss_type}, {place.config.preference.reference}",
+            allowed="--objective dpo with a loss that has a reference",
+        )
+    ask_reference(reference, data, place, np.arange(len(data.train), dtype=np.int64), ())
 
 
 def pairs_of_run(pairs: PairDataset, place: Place) -> IndexArray:

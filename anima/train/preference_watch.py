@@ -22,8 +22,10 @@ class PreferenceWatch:
         """What a person should be told after the evaluation at `step`."""
         chosen, rejected = metrics["logps/chosen"], metrics["logps/rejected"]
         accuracy = metrics["rewards/accuracies"]
+        margin = metrics["rewards/margins"]
+        tied = " (policy and reference are the same: every pair is a tie, which counts as wrong)" if margin == 0 else ""
         lines = [
-            f"step {step}: held-out accuracy {accuracy:.2f}, margin {metrics['rewards/margins']:.3f}, "
+            f"step {step}: held-out accuracy {accuracy:.2f}{tied}, margin {margin:.3f}, "
             f"log-probabilities chosen {chosen:.2f}, rejected {rejected:.2f}"
         ]
         if self._last is not None:

@@ -55,12 +55,13 @@ def open_run(config: Config, ranks: Ranks, identity: Identity) -> Opened:
         continues = origin is not None and origin.continues
         step = origin.step if origin is not None and continues else -1
         latest = rewind(output_dir, step) if config.resume != "never" else -1
+        run_id = origin.state["tracker_run_id"] if origin is not None and continues else None
         opened.tracker = start_tracker(
             config.output,
             resolved_config=config.flat(),
             is_main=True,
-            run_id=origin.state["tracker_run_id"] if origin is not None and continues else None,
-            logged_until=latest if continues else -1,
+            run_id=run_id,
+            logged_until=-1 if run_id is None else latest,
         )
         write_config(config, output_dir / run_folder.CONFIG)
         return origin, notices

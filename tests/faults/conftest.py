@@ -50,7 +50,7 @@ class Setting:
     """Where runs of one test happen."""
 
     folder: Path
-    argv: tuple[str, ...]
+    files: Mapping[str, str]
 
     def run(
         self,
@@ -75,8 +75,8 @@ class Setting:
         """
         context = multiprocessing.get_context("forkserver")
         given = {option for option in options if option.startswith("--")}
-        argv = [*self.argv, "--output_dir", str(self.folder / name), *options]
-        for option, value in OPTIONS.items():
+        argv = ["--output_dir", str(self.folder / name), *options]
+        for option, value in {**self.files, **OPTIONS}.items():
             argv += [] if f"--{option}" in given else [f"--{option}", str(value)]
         port, began = _free_port(), time.monotonic()
         processes = []
@@ -158,9 +158,13 @@ def setting(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path, data
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(PRELOADED))
     os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
     folder = tmp_path_factory.mktemp("runs")
-    argv = ("--model_name_or_path", str(tiny_llama_dir), "--train_files", str(data_files[0]))
-    argv += ("--eval_files", str(data_files[1]), "--data_cache_dir", str(folder / "cache"))
-    return Setting(folder, argv)
+    files = {
+        "model_name_or_path": str(tiny_llama_dir),
+        "train_files": str(data_files[0]),
+        "eval_files": str(data_files[1]),
+        "data_cache_dir": str(folder / "cache"),
+    }
+    return Setting(folder, files)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,70 @@
+"""Which neighbours in the ranking are told apart at 95 %, and how many more battles the others need."""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from anima.evaluation.bradley_terry import ELO_PER_LOGIT, Strengths
+
+NORMAL_95 = 1.959964
+"""Two-sided 95 % quantile of the normal distribution."""
+EQUAL_ELO = 5.0
+"""A smaller difference is called none: telling it apart takes tens of thousands of battles."""
+
+
+@dataclass(frozen=True)
+class Separation:
+    """Two neighbours in the ranking.
+
+    Attributes:
+        higher: Index of the better one.
+        lower: Index of the other.
+        difference: Elo points between them.
+        low: 2.5 % of the bootstrap fits show a smaller difference.
+        high: 2.5 % show a larger one.
+        separated: The interval does not hold 0.
+        more_battles: Battles between the two that would separate them if the difference is what it seems; 0 if they
+            are separated, None if the difference is practically none.
+    """
+
+    higher: int
+    lower: int
+    difference: float
+    low: float
+    high: float
+    separated: bool
+    more_battles: int | None
+
+
+def separations(strengths: Strengths) -> list[Separation]:
+    """All neighbours, best first."""
+    order = np.argsort(-strengths.ratings, kind="stable")
+    return [_separation(strengths, int(one), int(other)) for one, other in itertools.pairwise(order)]
+
+
+def information_of_a_battle(difference: float, log_tie: float) -> float:
+    """Fisher information that one more battle holds about the difference, per squared Elo point (Davidson's model)."""
+    half = difference / ELO_PER_LOGIT / 2
+    win, loss, tie = math.exp(half), math.exp(-half), math.exp(log_tie)
+    total = win + loss + tie
+    spread = (win + loss) / total - ((win - loss) / total) ** 2
+    return spread / 4 / ELO_PER_LOGIT**2
+
+
+def _separation(strengths: Strengths, higher: int, lower: int) -> Separation:
+    difference = float(strengths.ratings[higher] - strengths.ratings[lower])
+    differences = strengths.resampled[:, higher] - strengths.resampled[:, lower]
+    low, high = (float(value) for value in np.quantile(differences, [0.025, 0.975]))
+    separated = low > 0
+    more: int | None = 0
+    if not separated and difference < EQUAL_ELO:
+        more = None
+    elif not separated:
+        # The variance v must fall to (difference / 1.96)^2; information adds: 1 / v_new = 1 / v + k * information.
+        variance = float(differences.var())
+        have = 1 / variance if variance > 0 else 0.0
+        missing = (NORMAL_95 / difference) ** 2 - have
+        more = max(1, math.ceil(missing / information_of_a_battle(difference, strengths.log_tie)))
+    return Separation(higher, lower, difference, low, high, separated, more)

@@ -156,7 +156,7 @@ def rate(argv: Sequence[str]) -> None:
     from anima.evaluation import tournament
     from anima.evaluation.elo import EloScale
     from anima.evaluation.lines import write_whole
-    from anima.evaluation.matches import merge_orders, read_matches
+    from anima.evaluation.matches import merge_orders, paired, read_matches
     from anima.evaluation.ratings import RatingSettings, describe_judging
     from anima.evaluation.ratings import rate as rate_matches
     from anima.evaluation.table import judging_lines, rating_lines
@@ -169,6 +169,7 @@ def rate(argv: Sequence[str]) -> None:
         num_orderings=options.num_orderings,
         num_bootstrap=options.num_bootstrap,
         seed=options.seed,
+        verdicts_per_battle=2 if options.arena is not None and options.orders == "separate" else 1,
     )
     arena = Path(options.arena).expanduser() if options.arena is not None else None
     known: dict[str, Any] = {}
@@ -183,10 +184,15 @@ def rate(argv: Sequence[str]) -> None:
         }
     else:
         verdicts = [match for match in read_matches(str(options.matches)) if options.judge in (None, match.judge)]
-    merged = options.orders == "merged" or (options.orders == "auto" and arena is not None)
-    matches = merge_orders(verdicts) if merged else verdicts
-    document = rate_matches(matches, options.method, settings) | describe_judging(matches, verdicts) | known
-    document["orders"] = "merged" if merged else "separate"
+    battles = merge_orders(verdicts)
+    matches = verdicts
+    if options.orders == "merged":
+        matches = battles
+    elif arena is not None:
+        matches = [match for pair in paired(verdicts) for match in pair]
+    counted = battles if arena is not None else matches
+    document = rate_matches(matches, options.method, settings) | describe_judging(counted, verdicts) | known
+    document["orders"] = options.orders
     text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
     if arena is not None:
         write_whole(arena / tournament.RATINGS, text)

@@ -15,7 +15,12 @@ NUM_BOOTSTRAP = 200
 
 
 def open_pairs(matches: Sequence[Match], seed: int) -> list[tuple[str, str, Separation]]:
-    """Neighbours in the ranking that are not separated, best first, with what they need."""
+    """Neighbours in the ranking that are not separated, best first, with what they need.
+
+    Args:
+        matches: Both orders of every battle.
+        seed: Of the bootstrap.
+    """
     table = tabulate(matches)
     strengths = fit_strengths(
         table.first,
@@ -27,7 +32,9 @@ def open_pairs(matches: Sequence[Match], seed: int) -> list[tuple[str, str, Sepa
         seed=seed,
     )
     return [
-        (table.models[gap.higher], table.models[gap.lower], gap) for gap in separations(strengths) if not gap.separated
+        (table.models[gap.higher], table.models[gap.lower], gap)
+        for gap in separations(strengths, verdicts_per_battle=2)
+        if not gap.separated
     ]
 
 

@@ -20,6 +20,7 @@ Position = Literal["first", "second", "both"]
 SCORES: dict[str, float] = {"model_a": 1.0, "tie": 0.5, "model_b": 0.0}
 POSITIONS = {"first": "first", "model_a": "first", "second": "second", "model_b": "second", "both": "both"}
 """Accepted spellings; a file may also name the model that was shown first."""
+_SIGN: dict[str | None, float] = {"first": 1.0, "second": -1.0}
 _OTHER_WINNER: dict[str, Winner] = {"model_a": "model_b", "model_b": "model_a", "tie": "tie"}
 _OTHER_POSITION: dict[str, Position] = {"first": "second", "second": "first"}
 MIN_CLUSTERS = 20
@@ -80,9 +81,11 @@ class MatchTable:
         first: Index of model_a.
         second: Index of model_b.
         score: What model_a scored.
-        clusters: Number of the question, or of the match where questions are unknown or too few to resample.
-        clustered_by: question or match.
+        clusters: Number of the question; of the battle (a pair on a question, in both orders) where questions are too
+            few to resample; of the match where they are not known.
+        clustered_by: question, battle or match.
         length_share: See Match; None if any is unknown.
+        shown_first: 1 where model_a was shown first, -1 where model_b was; None if any is unknown or merged.
     """
 
     models: tuple[str, ...]
@@ -90,28 +93,41 @@ class MatchTable:
     second: NDArray[np.int64]
     score: NDArray[np.float64]
     clusters: NDArray[np.int64]
-    clustered_by: Literal["question", "match"]
+    clustered_by: Literal["question", "battle", "match"]
     length_share: NDArray[np.float64] | None
+    shown_first: NDArray[np.float64] | None
 
 
 def tabulate(matches: Sequence[Match]) -> MatchTable:
     """Matches as arrays, in their order."""
     models = tuple(sorted({name for match in matches for name in (match.model_a, match.model_b)}))
     index = {name: number for number, name in enumerate(models)}
-    questions = sorted({match.question_id for match in matches if match.question_id is not None})
-    by_question = len(questions) >= MIN_CLUSTERS and all(match.question_id is not None for match in matches)
-    number = {question: place for place, question in enumerate(questions)}
-    clusters = [number[match.question_id or ""] for match in matches] if by_question else range(len(matches))
+    clusters, clustered_by = _clusters(matches)
     shares = [share for match in matches if (share := match.length_share) is not None]
+    places = [_SIGN[match.position] for match in matches if match.position in _SIGN]
     return MatchTable(
         models,
         np.array([index[match.model_a] for match in matches]),
         np.array([index[match.model_b] for match in matches]),
         np.array([match.score for match in matches]),
-        np.array(clusters),
-        "question" if by_question else "match",
+        clusters,
+        clustered_by,
         np.array(shares) if len(shares) == len(matches) else None,
+        np.array(places) if len(places) == len(matches) else None,
     )
+
+
+def _clusters(matches: Sequence[Match]) -> tuple[NDArray[np.int64], Literal["question", "battle", "match"]]:
+    """What is resampled together: verdicts on one question, or at least the two orders of a battle, are kin."""
+    if any(match.question_id is None for match in matches):
+        return np.arange(len(matches)), "match"
+    by_question = len({match.question_id for match in matches}) >= MIN_CLUSTERS
+    numbers: dict[object, int] = {}
+    clusters = []
+    for match in matches:
+        battle = (match.question_id, *sorted((match.model_a, match.model_b)))
+        clusters.append(numbers.setdefault(match.question_id if by_question else battle, len(numbers)))
+    return np.array(clusters), "question" if by_question else "battle"
 
 
 def read_matches(path: str) -> list[Match]:
@@ -129,25 +145,31 @@ def read_matches(path: str) -> list[Match]:
     return matches
 
 
-def merge_orders(matches: Iterable[Match]) -> list[Match]:
-    """One match of two that show the same answers in both orders: a win only where both orders agree, else a tie.
+def paired(matches: Iterable[Match]) -> list[tuple[Match, Match]]:
+    """The two orders of every battle, told with the model first that was shown first.
 
-    A match whose other order is missing (unparsable, or not judged yet) is left out; one whose order is not known, or
-    that is merged already, stays as it is.
+    A match whose other order is missing (unparsable, or not judged yet) is in no pair.
     """
     waiting: dict[tuple[str | None, str | None, str, str], Match] = {}
-    merged = []
+    pairs = []
     for match in matches:
         if match.position not in ("first", "second"):
-            merged.append(match)
             continue
         told = match if match.position == "first" else match.turned()
         before = waiting.pop((told.question_id, told.judge, told.model_b, told.model_a), None)
         if before is None:
             waiting[told.question_id, told.judge, told.model_a, told.model_b] = told
-            continue
-        agree = before.score == 1 - told.score
-        merged.append(replace(before, winner=before.winner if agree else "tie", position="both"))
+        else:
+            pairs.append((before, told))
+    return pairs
+
+
+def merge_orders(matches: Iterable[Match]) -> list[Match]:
+    """One match for the two orders of a battle: a win only where both orders agree, else a tie."""
+    merged = []
+    for one, other in paired(matches):
+        agree = one.score == 1 - other.score
+        merged.append(replace(one, winner=one.winner if agree else "tie", position="both"))
     return merged
 
 

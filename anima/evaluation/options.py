@@ -170,9 +170,9 @@ class RateOptions:
     """bradley_terry, elo_orderings (the mean over random orders), elo (one order), or all."""
     json: str | None = None
     """Where to write the result as JSON as well."""
-    orders: Literal["auto", "merged", "separate"] = "auto"
-    """merged: the two orders of a pair are one match, a tie where they disagree; separate: each is one match. auto:
-    merged for an arena, as they stand for a file."""
+    orders: Literal["separate", "merged"] = "separate"
+    """What ratings are fitted to. separate: every verdict is a match (of an arena only battles with both orders), and
+    both orders are resampled together. merged: a battle is one match, won only if both orders agree, else a tie."""
     judge: str | None = None
     """Only the verdicts of this judge."""
     k: float = 32.0

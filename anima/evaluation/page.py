@@ -128,7 +128,7 @@ def _ratings(document: Document) -> str:
 
 def _bias_text(document: Document) -> list[str]:
     """The lines of the terminal on position, length and agreement."""
-    names = ("position_bias", "length_bias", "judge_agreement")
+    names = ("position_bias", "length_bias", "judge_agreement", "length_controlled", "position_controlled")
     return [" ".join(line.split()) for line in judging_lines({name: document[name] for name in names}) if line]
 
 

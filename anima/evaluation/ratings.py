@@ -38,6 +38,7 @@ class RatingSettings:
         num_orderings: Random orders of the matches.
         num_bootstrap: Resampled fits.
         seed: Of the private generators.
+        verdicts_per_battle: 2 where both orders of a battle are matches of their own, else 1.
     """
 
     scale: EloScale = field(default_factory=EloScale)
@@ -45,6 +46,7 @@ class RatingSettings:
     num_orderings: int = 10_000
     num_bootstrap: int = 1000
     seed: int = 0
+    verdicts_per_battle: int = 1
 
 
 def rate(matches: Sequence[Match], method: Method, settings: RatingSettings) -> Document:
@@ -142,14 +144,6 @@ def _bradley_terry(table: MatchTable, settings: RatingSettings) -> Document:
             fix="judge battles between these groups",
         )
     plain = _fit(table, settings, None)
-    controlled = None
-    if table.length_share is not None and np.any(table.length_share):
-        fitted = _fit(table, settings, table.length_share)
-        controlled = {
-            "ratings": _by_model(table, fitted.ratings),
-            "intervals": _intervals(table, fitted.low, fitted.high),
-            "length_effect": fitted.length_effect,
-        }
     return {
         "ratings": _by_model(table, plain.ratings),
         "intervals": _intervals(table, plain.low, plain.high),
@@ -159,7 +153,8 @@ def _bradley_terry(table: MatchTable, settings: RatingSettings) -> Document:
         "seed": settings.seed,
         "interval_meaning": f"95 % bootstrap, resampling each {table.clustered_by}",
         "one_sided": _one_sided(table),
-        "length_controlled": controlled,
+        "length_controlled": _controlled(table, settings, table.length_share),
+        "position_controlled": _controlled(table, settings, table.shown_first),
         "separation": [
             {
                 "higher": table.models[s.higher],
@@ -169,19 +164,31 @@ def _bradley_terry(table: MatchTable, settings: RatingSettings) -> Document:
                 "separated": s.separated,
                 "more_battles": s.more_battles,
             }
-            for s in (separations(plain) if settings.num_bootstrap else ())
+            for s in separations(plain, settings.verdicts_per_battle)
         ],
     }
 
 
-def _fit(table: MatchTable, settings: RatingSettings, length_share: NDArray[np.float64] | None) -> Strengths:
+def _controlled(table: MatchTable, settings: RatingSettings, covariate: NDArray[np.float64] | None) -> Document | None:
+    """Ratings without what the covariate does; `effect` is what a covariate of 1 is worth. None without a covariate."""
+    if covariate is None or not np.any(covariate):
+        return None
+    fitted = _fit(table, settings, covariate)
+    return {
+        "ratings": _by_model(table, fitted.ratings),
+        "intervals": _intervals(table, fitted.low, fitted.high),
+        "effect": fitted.effect,
+    }
+
+
+def _fit(table: MatchTable, settings: RatingSettings, covariate: NDArray[np.float64] | None) -> Strengths:
     return fit_strengths(
         table.first,
         table.second,
         table.score,
         len(table.models),
         clusters=table.clusters,
-        length_share=length_share,
+        covariate=covariate,
         num_bootstrap=settings.num_bootstrap,
         seed=settings.seed,
     )

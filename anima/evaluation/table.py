@@ -50,6 +50,9 @@ def judging_lines(document: Document) -> list[str]:
         one, other = agreement["judges"]
         share = _percent(agreement["agreed"] / agreement["battles"])
         lines.append(f"judges      {one} and {other} agree on {share} of {agreement['battles']} battles{kappa}")
+    for name, words in (("length", "all of the length of the two"), ("position", "being shown first")):
+        if controlled := document.get(f"{name}_controlled"):
+            lines.append(f"{name:<12}{words} is worth {controlled['effect']:+.0f} points")
     if gaps := document.get("separation"):
         lines += ["", *(separation_line(gap) for gap in gaps)]
     return lines

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from anima.errors import ConfigError, DataError
 from anima.evaluation.adaptive import next_battles, open_pairs
 from anima.evaluation.answers import Answered, AnswerFile, read_all_answers
-from anima.evaluation.matches import Match, merge_orders
+from anima.evaluation.matches import Match, paired
 from anima.evaluation.schedule import Battle, all_battles, balanced_battles
 from anima.evaluation.verdicts import Verdict, current_verdicts, read_verdicts, verdict_matches
 
@@ -106,7 +106,7 @@ def due_battles(
         return due
     half_done = 2 * len(begun) - sum(verdict.judge == judge for verdict in state.verdicts)
     if len(due) == len(begun) and not half_done:
-        matches = merge_orders(judged_matches(state, judge))
+        matches = [match for pair in paired(judged_matches(state, judge)) for match in pair]
         pairs = open_pairs(matches, seed) if matches else []
         due += next_battles(pairs, state.answers, state.category_of, begun, per_round=battles_per_round, seed=seed)
     return due if max_battles is None else due[: max(max_battles, len(begun))]

@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-WIDTH, ROW, TOP, RIGHT = 860, 34, 16, 150
-LABEL_CHAR = 7.6
+WIDTH, ROW, TOP, RIGHT = 900, 34, 16, 190
+LABEL_CHAR = 9.0
 """Width of a letter of the labels, pixels."""
 
 
@@ -21,7 +21,7 @@ def rating_plot(
         others: Ratings by other methods, by the method's name, as small marks.
     """
     ranked = sorted(ratings, key=lambda name: -ratings[name])
-    left = min(260.0, 30 + LABEL_CHAR * max(map(len, ranked)))
+    left = min(310.0, 34 + LABEL_CHAR * max(map(len, ranked)))
     values = [*ratings.values(), *(value for pair in intervals.values() for value in pair)]
     values += [value for other in others.values() for value in other.values()]
     step = _step(max(values) - min(values))

@@ -134,7 +134,7 @@ def _play(played: NDArray[np.unsignedinteger], kinds: Indices, num_models: int, 
         scale: Constants.
     """
     num_orderings = played.shape[1]
-    ratings = np.full(num_orderings * num_models, scale.start)
+    ratings = np.full(num_orderings * num_models, float(scale.start))
     offset = np.arange(num_orderings, dtype=np.intp) * num_models
     first, second, gain = kinds[0].astype(np.intp), kinds[1].astype(np.intp), scale.k * kinds[2] / 2
     exponent = math.log(scale.base) / scale.scale

@@ -178,7 +178,7 @@ def _match(values: dict[str, object], where: str) -> Match:
     if model_a == model_b:
         raise DataError("a model cannot meet itself", where=where, got=repr(model_a), fix="remove this line")
     winner = values.get("winner")
-    if winner not in SCORES:
+    if not isinstance(winner, str) or winner not in SCORES:
         raise DataError(
             "the winner is not one of three", where=f"{where}: winner", got=repr(winner), allowed=", ".join(SCORES)
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from anima.evaluation.charts import heat, heat_map, rating_plot
-from anima.evaluation.table import judging_lines
+from anima.evaluation.table import bias_facts, separation_line
 from anima.evaluation.verdicts import Answers, Verdict
 
 HERE = Path(__file__).resolve().parent
@@ -42,12 +42,12 @@ def report_page(document: Document, verdicts: Sequence[Verdict], answers: Answer
     """
     ratings = document["ratings"]
     ranked = sorted(ratings, key=lambda name: -ratings[name])
-    facts = f"{len(ranked)} models, {document['num_matches']:,} rated battles, {len(verdicts):,} verdicts"
+    facts = f"{len(ranked)} models, {len(verdicts):,} verdicts, ratings from {document['num_matches']:,} matches"
     sections = [
         ("Ratings", _ratings(document)),
-        ("Who beats whom", heat_map(document["head_to_head"], ranked) + _note("Share won by the row, a tie half.")),
+        ("Who beats whom", heat_map(document["head_to_head"], ranked) + _note("Share won by the row, a tie half; below it the number of battles.")),
         ("By category", _categories(document["win_rates"], ranked)),
-        ("The judge's biases", _list([line.strip() for line in _bias_text(document)])),
+        ("The judge's biases", _biases(document)),
         ("Contestants", _contestants(document["contestants"]) + _list(accounts)),
         ("Battles", _FILTERS),
     ]
@@ -121,15 +121,17 @@ def _ratings(document: Document) -> str:
     legend = "<span><i></i>Bradley-Terry with 95 % interval</span>"
     legend += "".join(f'<span><i class="mark{kind}"></i>{name}</span>' for kind, name in enumerate(others))
     notes = [f"{name} {fate}: bounded on one side only." for name, fate in document["one_sided"].items()]
-    notes += [line for line in judging_lines({"separation": document["separation"]}) if line]
+    notes += [separation_line(gap) for gap in document["separation"]]
     plot = rating_plot(document["ratings"], document["intervals"], others)
     return f'{plot}<div class="legend">{legend}</div>{_list(notes)}'
 
 
-def _bias_text(document: Document) -> list[str]:
-    """The lines of the terminal on position, length and agreement."""
-    names = ("position_bias", "length_bias", "judge_agreement", "length_controlled", "position_controlled")
-    return [" ".join(line.split()) for line in judging_lines({name: document[name] for name in names}) if line]
+def _biases(document: Document) -> str:
+    rows = "".join(
+        f'<tr><th scope="row">{html.escape(label)}</th><td>{html.escape(text)}</td></tr>'
+        for label, text in bias_facts(document)
+    )
+    return f'<table class="facts"><tbody>{rows}</tbody></table>'
 
 
 def _categories(win_rates: Mapping[str, Mapping[str, Mapping[str, Any]]], ranked: Sequence[str]) -> str:
@@ -153,10 +155,11 @@ def _contestants(contestants: Sequence[Mapping[str, Any]]) -> str:
     heads = "<th>model</th><th>kind</th><th>path</th><th>extra text before every question</th>"
     rows = "".join(
         f'<tr><th scope="row">{html.escape(str(entry["name"]))}</th><td>{html.escape(str(entry["kind"]))}</td>'
-        f"<td>{html.escape(str(entry['path']))}</td><td>{html.escape(str(entry.get('prefix') or 'none'))}</td></tr>"
+        f'<td class="path">{html.escape(str(entry["path"]))}</td>'
+        f"<td>{html.escape(str(entry.get('prefix') or 'none'))}</td></tr>"
         for entry in contestants
     )
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+    return f'<table class="facts"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
 
 
 def _list(lines: Sequence[str]) -> str:

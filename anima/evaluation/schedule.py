@@ -71,7 +71,7 @@ def balanced_battles(
 def spread_questions(
     free: Collection[str], category_of: Mapping[str, str], used: Mapping[str, int], count: int, seed: str
 ) -> list[str]:
-    """Up to `count` of the free questions: one category after another, the least used question of each.
+    """Up to `count` of the free questions: categories in turn, the least used first; of each its least used question.
 
     Args:
         free: Question ids to choose from.
@@ -89,6 +89,7 @@ def spread_questions(
         members.sort(key=lambda question: used.get(question, 0))
     categories = list(by_category.values())
     generator.shuffle(categories)
+    categories.sort(key=lambda members: sum(used.get(question, 0) for question in members) / len(members))
     rounds = itertools.zip_longest(*categories)
     order = [question for one_each in rounds for question in one_each if question is not None]
     return order[: max(0, count)]

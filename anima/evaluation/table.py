@@ -43,19 +43,42 @@ def judging_lines(document: Document) -> list[str]:
             (category, {n: _percent(r["rate"]) for n, r in record.items()}) for category, record in rates.items()
         ]
         lines += ["", "share won, a tie counting half, by category", *_aligned(ranked, columns)]
-    if position := document.get("position_bias"):
-        lines += ["", *_bias_lines(position, document["length_bias"])]
+    facts = bias_facts(document)
+    lines += ["", *(f"{label:<12}{text}" for label, text in facts)] if facts else []
+    if gaps := document.get("separation"):
+        lines += ["", *(separation_line(gap) for gap in gaps)]
+    return lines
+
+
+def bias_facts(document: Document) -> list[tuple[str, str]]:
+    """What is known of the judge's biases: a word and a sentence each."""
+    facts = _position_facts(document["position_bias"]) if "position_bias" in document else []
+    length = document.get("length_bias", {"share": None})
+    if length["share"] is not None:
+        facts.append(("length", f"the longer answer wins {_percent(length['share'])} of {length['decided']:,} decided"))
+    for name, words in (("length", "having all of the text of the two"), ("position", "being shown first")):
+        if controlled := document.get(f"{name}_controlled"):
+            facts.append((name, f"{words} is worth {controlled['effect']:+.0f} points"))
     for agreement in document.get("judge_agreement", ()):
         kappa = "" if agreement["kappa"] is None else f", kappa {agreement['kappa']:.2f}"
         one, other = agreement["judges"]
         share = _percent(agreement["agreed"] / agreement["battles"])
-        lines.append(f"judges      {one} and {other} agree on {share} of {agreement['battles']} battles{kappa}")
-    for name, words in (("length", "all of the length of the two"), ("position", "being shown first")):
-        if controlled := document.get(f"{name}_controlled"):
-            lines.append(f"{name:<12}{words} is worth {controlled['effect']:+.0f} points")
-    if gaps := document.get("separation"):
-        lines += ["", *(separation_line(gap) for gap in gaps)]
-    return lines
+        facts.append(("judges", f"{one} and {other} agree on {share} of {agreement['battles']:,}{kappa}"))
+    return facts
+
+
+def _position_facts(position: Mapping[str, Any]) -> list[tuple[str, str]]:
+    shown, facts = position["shown_first"], []
+    if shown["rate"] is not None:
+        record = f"wins {shown['wins']:,}, ties {shown['ties']:,}, loses {shown['losses']:,}"
+        facts.append(("position", f"the answer shown first {record} ({_percent(shown['rate'])})"))
+    if both := position["both_orders"]:
+        share = _percent(position["consistent"] / both)
+        always = f"{position['always_first']:,} always the first, {position['always_second']:,} always the second"
+        facts.append(("position", f"judged in both orders, {share} of {both:,} battles end the same; {always}"))
+    if position["order_unknown"]:
+        facts.append(("position", f"order not known: {position['order_unknown']:,} matches"))
+    return facts
 
 
 def separation_line(gap: Mapping[str, Any]) -> str:
@@ -86,27 +109,6 @@ def _notes(document: Document) -> list[str]:
 
 def _items(document: Document, key: str) -> Sequence[tuple[str, Any]]:
     return list(document.get(key, {}).items())
-
-
-def _bias_lines(position: Mapping[str, Any], length: Mapping[str, Any]) -> list[str]:
-    shown = position["shown_first"]
-    lines = []
-    if shown["rate"] is not None:
-        lines.append(
-            f"position    the first shown wins {shown['wins']}, ties {shown['ties']}, loses {shown['losses']} "
-            f"({_percent(shown['rate'])})"
-        )
-    if position["both_orders"]:
-        lines.append(
-            f"            in both orders: {_percent(position['consistent'] / position['both_orders'])} of "
-            f"{position['both_orders']} battles consistent, {position['always_first']} always the first, "
-            f"{position['always_second']} always the second"
-        )
-    if position["order_unknown"]:
-        lines.append(f"            order not known: {position['order_unknown']} matches")
-    if length["share"] is not None:
-        lines.append(f"length      the longer answer wins {_percent(length['share'])} of {length['decided']} decided")
-    return lines
 
 
 def _aligned(rows: Sequence[str], columns: Sequence[tuple[str, Mapping[str, str]]]) -> list[str]:

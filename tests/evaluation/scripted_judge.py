@@ -32,7 +32,7 @@ class ScriptedJudge:
         unparsable_share: float = 0.0,
         reply: str | None = None,
     ) -> None:
-        """`failures`: statuses with headers that are answered first; `first_bonus`: Elo points for being shown first."""
+        """`failures`: statuses and headers that are answered first; `first_bonus`: Elo points of being shown first."""
         self.strengths = strengths
         self.first_bonus = first_bonus
         self.seconds = seconds

@@ -9,6 +9,7 @@ python launch/arena.py translate --arena runs/arena --questions FILE --output zh
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -83,10 +84,17 @@ def answers(argv: Sequence[str]) -> None:
         missing = missing_questions(arena, contestant, questions, field, limit)
         print(f"{contestant.name}: {len(questions) - len(missing)} of {len(questions)} answered", flush=True)
         if missing:
-            answer = load_contestant(contestant, questions, field, device=options.device, max_new_tokens=limit)
-            on_batch = Progress(len(missing), "answered").reach
-            size = options.batch_size
-            answer_questions(arena, contestant, missing, field, limit, answer, batch_size=size, on_batch=on_batch)
+            answer_questions(
+                arena,
+                contestant,
+                missing,
+                field,
+                limit,
+                load_contestant(contestant, questions, field, device=options.device, max_new_tokens=limit),
+                batch_size=options.batch_size,
+                on_batch=Progress(len(missing), "answered").reach,
+            )
+            gc.collect()  # the model holds itself in circles; two do not fit
 
 
 def judge(argv: Sequence[str]) -> None:

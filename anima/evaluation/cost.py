@@ -36,6 +36,8 @@ class Estimate:
 
     def line(self) -> str:
         """One line for the terminal."""
+        if not self.calls:
+            return "nothing left to judge"
         return (
             f"{self.calls:,} calls, about {self.prompt_tokens:,} tokens in, at most "
             f"{self.highest_completion_tokens:,} out: at most {self.highest_cost:.2f}"

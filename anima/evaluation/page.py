@@ -43,9 +43,10 @@ def report_page(document: Document, verdicts: Sequence[Verdict], answers: Answer
     ratings = document["ratings"]
     ranked = sorted(ratings, key=lambda name: -ratings[name])
     facts = f"{len(ranked)} models, {len(verdicts):,} verdicts, ratings from {document['num_matches']:,} matches"
+    below = _note("Share won by the row, a tie half; below it the number of battles.")
     sections = [
         ("Ratings", _ratings(document)),
-        ("Who beats whom", heat_map(document["head_to_head"], ranked) + _note("Share won by the row, a tie half; below it the number of battles.")),
+        ("Who beats whom", heat_map(document["head_to_head"], ranked) + below),
         ("By category", _categories(document["win_rates"], ranked)),
         ("The judge's biases", _biases(document)),
         ("Contestants", _contestants(document["contestants"]) + _list(accounts)),

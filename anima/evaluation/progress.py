@@ -12,7 +12,7 @@ class Progress:
     def __init__(self, total: int, done_word: str) -> None:
         """Nothing is printed yet."""
         self._total, self._word = total, done_word
-        self._every = max(1, total // MAX_LINES)
+        self._every = max(1, -(-total // MAX_LINES))
         self._done = self._unparsable = self._printed = 0
 
     def reach(self, done: int) -> None:

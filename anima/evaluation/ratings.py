@@ -57,7 +57,7 @@ def rate(matches: Sequence[Match], method: Method, settings: RatingSettings) -> 
         ConfigError: a start rating for a model that does not play.
     """
     if not matches:
-        raise DataError("there is no match to rate", fix="launch/arena.py judge makes some")
+        raise DataError("no battle is readable in both orders", fix="launch/arena.py judge makes more")
     table = tabulate(matches)
     document: Document = {"method": method, "num_matches": len(matches), "models": list(table.models)}
     if method == "elo":

@@ -10,6 +10,7 @@ from anima.evaluation.bradley_terry import ELO_PER_LOGIT, Strengths
 
 NORMAL_95 = 1.959964
 """Two-sided 95 % quantile of the normal distribution."""
+ROUNDING_ELO = 0.5
 EQUAL_ELO = 5.0
 """A smaller difference is called none: telling it apart takes tens of thousands of battles."""
 
@@ -24,7 +25,7 @@ class Separation:
         difference: Elo points between them.
         low: 2.5 % of the bootstrap fits show a smaller difference.
         high: 2.5 % show a larger one.
-        separated: The interval does not hold 0.
+        separated: The interval lies above 0, by more than rounding.
         more_battles: Battles between the two that would separate them if the difference is what it seems; 0 if they
             are separated, None if the difference is practically none or its spread cannot be told.
     """
@@ -64,7 +65,7 @@ def _separation(strengths: Strengths, higher: int, lower: int, verdicts_per_batt
     difference = float(strengths.ratings[higher] - strengths.ratings[lower])
     differences = strengths.resampled[:, higher] - strengths.resampled[:, lower]
     low, high = (float(value) for value in np.quantile(differences, [0.025, 0.975]))
-    separated = low > 0
+    separated = low > ROUNDING_ELO
     more: int | None = 0
     if not separated:
         more = _more_battles(strengths, higher, lower, float(differences.var()), verdicts_per_battle)

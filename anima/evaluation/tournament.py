@@ -116,7 +116,7 @@ def judged_matches(state: State, judge: str | None) -> list[Match]:
     """One match for every readable verdict of this judge, or of all.
 
     Raises:
-        DataError: nobody judged by that name.
+        DataError: nobody judged by that name, or no verdict is readable.
     """
     chosen = [verdict for verdict in state.verdicts if judge in (None, verdict.judge)]
     if not chosen:
@@ -128,7 +128,16 @@ def judged_matches(state: State, judge: str | None) -> list[Match]:
             allowed=", ".join(names) or None,
             fix="launch/arena.py judge makes some",
         )
-    return verdict_matches(chosen, state.answers)
+    matches = verdict_matches(chosen, state.answers)
+    if not matches:
+        raise DataError(
+            f"none of the {len(chosen)} verdicts can be read",
+            where="verdicts.jsonl",
+            got=repr(chosen[-1].text[-80:]),
+            allowed="what the judge's prompt asks for, such as a last line of 1, 2 or 3",
+            fix="judge with a stronger model, more --max_tokens or other --judge_prompts",
+        )
+    return matches
 
 
 def contestant_rows(files: Sequence[AnswerFile]) -> list[Mapping[str, object]]:

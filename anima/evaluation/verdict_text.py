@@ -63,14 +63,17 @@ class Reading:
     scores: tuple[float, float] | None = None
 
 
-def read_verdict(text: str, style: Style) -> Reading:
+def read_verdict(text: str, style: Style, *, cut_off: bool = False) -> Reading:
     """The verdict in a judge's text.
 
     Args:
         text: All that the judge wrote; thoughts between <think> tags are passed over.
         style: Whether two scores or a choice of 1, 2, 3 (tie) was asked for.
+        cut_off: The text ended at the token limit: its last line is no last line, and only scores in the first count.
     """
     text = _THOUGHTS.sub("", text).strip()
+    if cut_off:
+        text = text.splitlines()[0] if style == "scores" and "\n" in text else ""
     if style == "choice":
         return Reading(read_choice(text))
     scores = read_scores(text)

@@ -19,7 +19,7 @@ from anima.evaluation.matches import Match, Winner
 from anima.evaluation.prompts import JudgePrompt, Prompts, prompt_for
 from anima.evaluation.reply import Reply
 from anima.evaluation.schedule import Battle
-from anima.evaluation.verdict_text import Reading, read_verdict
+from anima.evaluation.verdict_text import Reading, Style, read_verdict
 
 FILE = "verdicts.jsonl"
 WINNERS: dict[str, Winner] = {"first": "model_a", "second": "model_b", "tie": "tie"}
@@ -90,7 +90,8 @@ def read_verdicts(arena: Path) -> list[Verdict]:
     """
     verdicts = []
     for where, row in read_lines(arena / FILE):
-        text, style = field_of(row, "text", where), field_of(row, "style", where)
+        text, finish_reason = field_of(row, "text", where), str(row.get("finish_reason", ""))
+        style: Style = "choice" if field_of(row, "style", where) == "choice" else "scores"
         verdicts.append(
             Verdict(
                 key=field_of(row, "key", where),
@@ -101,10 +102,10 @@ def read_verdicts(arena: Path) -> list[Verdict]:
                 judge=field_of(row, "judge", where),
                 answers_digest=field_of(row, "answers", where),
                 text=text,
-                reading=read_verdict(text, "choice" if style == "choice" else "scores"),
+                reading=_read(text, style, finish_reason),
                 prompt_tokens=_count(row.get("prompt_tokens")),
                 completion_tokens=_count(row.get("completion_tokens")),
-                finish_reason=str(row.get("finish_reason", "")),
+                finish_reason=finish_reason,
             )
         )
     return verdicts
@@ -197,9 +198,13 @@ def judge_calls(
                     reply, seconds = future.result()
                     for position, call in enumerate(group):
                         _store(writer, call, answers, judge, reply, seconds, from_cache=position > 0)
-                    on_reply(reply, read_verdict(reply.text, group[0].prompt.style))
+                    on_reply(reply, _read(reply.text, group[0].prompt.style, reply.finish_reason))
         if failure is not None:
             raise failure
+
+
+def _read(text: str, style: Style, finish_reason: str) -> Reading:
+    return read_verdict(text, style, cut_off=finish_reason == "length")
 
 
 def _timed(ask: Callable[[str, str], Reply], call: Call) -> tuple[Reply, float]:
@@ -210,7 +215,7 @@ def _timed(ask: Callable[[str, str], Reply], call: Call) -> tuple[Reply, float]:
 def _store(
     writer: LineWriter, call: Call, answers: Answers, judge: str, reply: Reply, seconds: float, *, from_cache: bool
 ) -> None:
-    reading = read_verdict(reply.text, call.prompt.style)
+    reading = _read(reply.text, call.prompt.style, reply.finish_reason)
     writer.append(
         {
             "key": call.key,

@@ -144,6 +144,15 @@ def test_choices(text: str, choice: str) -> None:
     assert read_verdict(text, "choice").outcome == OUTCOMES[choice]
 
 
+def test_a_text_that_was_cut_off_has_no_last_line() -> None:
+    """A small model, cut off at six tokens, wrote "1. 1\\n2": the 2 began a list."""
+    assert read_verdict("1. 1\n2", "choice").outcome == "second"
+    assert read_verdict("1. 1\n2", "choice", cut_off=True).outcome is None
+    assert read_verdict("8 7\nThe first", "scores", cut_off=True).scores == (8, 7)
+    assert read_verdict("8 1", "scores", cut_off=True).scores is None  # perhaps it would have been 8 10
+    assert read_verdict("It says\nScores: 8 1", "scores", cut_off=True).scores is None
+
+
 def test_scores_decide_the_outcome() -> None:
     assert [read_verdict(text, "scores").outcome for text in ("2 1", "1 2", "7 7", "?")] == [
         "first",

@@ -168,7 +168,7 @@ def rate(argv: Sequence[str]) -> None:
     from anima.evaluation.ratings import RatingSettings, describe_judging
     from anima.evaluation.ratings import rate as rate_matches
     from anima.evaluation.table import judging_lines, rating_lines
-    from anima.evaluation.tournament import contestant_rows, judged_matches, load_state
+    from anima.evaluation.tournament import contestant_rows, judged_matches, load_state, mixed_prompts
 
     options = parse_flags(RateOptions, argv, prog="launch/arena.py rate")
     settings = RatingSettings(
@@ -184,6 +184,8 @@ def rate(argv: Sequence[str]) -> None:
     if arena is not None:
         state = load_state(arena)
         verdicts = judged_matches(state, options.judge)
+        if mixed := mixed_prompts(state):
+            warn(f"some battles still have verdicts of an earlier judge prompt: {', '.join(mixed)}")
         known = {
             "contestants": contestant_rows(state.files),
             "num_verdicts": len(state.verdicts),

@@ -140,6 +140,14 @@ def judged_matches(state: State, judge: str | None) -> list[Match]:
     return matches
 
 
+def mixed_prompts(state: State) -> list[str]:
+    """`judge (category)` wherever one judge's verdicts in one category were asked for in different words."""
+    asked: dict[tuple[str, str], set[str]] = {}
+    for verdict in state.verdicts:
+        asked.setdefault((verdict.judge, verdict.category), set()).add(verdict.prompt)
+    return [f"{judge} ({category})" for (judge, category), prompts in sorted(asked.items()) if len(prompts) > 1]
+
+
 def contestant_rows(files: Sequence[AnswerFile]) -> list[Mapping[str, object]]:
     """Who took part and how, for tables."""
     return [{**file.contestant, "num_answers": len(file.answers)} for file in files]

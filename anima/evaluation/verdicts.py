@@ -50,6 +50,7 @@ class Verdict:
     first: str
     second: str
     judge: str
+    prompt: str
     answers_digest: str
     text: str
     reading: Reading
@@ -100,6 +101,7 @@ def read_verdicts(arena: Path) -> list[Verdict]:
                 first=field_of(row, "first", where),
                 second=field_of(row, "second", where),
                 judge=field_of(row, "judge", where),
+                prompt=field_of(row, "prompt", where),
                 answers_digest=field_of(row, "answers", where),
                 text=text,
                 reading=_read(text, style, finish_reason),

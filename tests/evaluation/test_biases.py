@@ -39,12 +39,14 @@ def test_position() -> None:
             verdict("y", "x", "tie", "3"),  # consistent
             verdict("x", "y", "model_a", "4"),
             verdict("y", "x", "model_b", "4"),  # consistent
-            verdict("x", "y", "model_a", "5"),  # no second order
+            verdict("x", "y", "model_a", "5"),
+            verdict("y", "x", "model_a", "5"),  # whoever is first, again
+            verdict("x", "y", "model_a", "6"),  # no second order
             Match("x", "y", "model_a"),
         ]
     )
-    assert bias.shown_first == Record(wins=4, ties=2, losses=3)
-    assert (bias.battles, bias.consistent, bias.always_first, bias.always_second) == (4, 2, 1, 1)
+    assert bias.shown_first == Record(wins=6, ties=2, losses=3)
+    assert (bias.battles, bias.consistent, bias.always_first, bias.always_second) == (5, 2, 2, 1)
     assert bias.unknown == 1
 
 

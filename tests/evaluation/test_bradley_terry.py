@@ -31,6 +31,9 @@ def test_two_models_in_closed_form() -> None:
     assert fit.ratings.mean() == pytest.approx(1000)
     # nu = P(tie) / sqrt(P(win) P(loss)) = 20 / sqrt(60 * 20)
     assert math.exp(fit.log_tie) == pytest.approx(20 / math.sqrt(1200), rel=0.01)
+    # variance of ln(wins / losses) is 1 / wins + 1 / losses, the ties having a parameter of their own
+    contrast = np.array([1.0, -1.0])
+    assert contrast @ fit.covariance @ contrast == pytest.approx((1 / 60 + 1 / 20) * ELO_PER_LOGIT**2, rel=0.02)
 
 
 def test_agrees_with_a_plain_likelihood_and_another_optimiser() -> None:

@@ -17,7 +17,7 @@ from anima.evaluation.page import report_page
 from anima.evaluation.ratings import RatingSettings, describe_judging, rate
 from anima.evaluation.schedule import Battle
 from anima.evaluation.table import judging_lines, rating_lines
-from anima.evaluation.tournament import contestant_rows, due_battles, judged_matches, load_state
+from anima.evaluation.tournament import contestant_rows, due_battles, judged_matches, load_state, mixed_prompts
 from anima.evaluation.verdicts import digest_answers
 
 QUICK = RatingSettings(num_orderings=50, num_bootstrap=30)
@@ -32,14 +32,21 @@ def write_answers(arena: Path, name: str, num_questions: int = 4, **changes: str
     (arena / "answers" / f"{name}.jsonl").write_text(text)
 
 
-def write_verdicts(arena: Path, *verdicts: tuple[str, str, str, str], judge: str = "j") -> None:
+def write_verdicts(arena: Path, *verdicts: tuple[str, str, str, str], judge: str = "j", prompt: str = "p") -> None:
     """(question, first, second, text)."""
     answers = load_state(arena).answers
     with (arena / "verdicts.jsonl").open("a") as file:
         for question, first, second, text in verdicts:
             digest = digest_answers(answers[first][question], answers[second][question])
             row = {"key": "k", "question_id": question, "category": "math", "first": first, "second": second}
-            row |= {"judge": judge, "answers": digest, "text": text, "style": "choice", "prompt_tokens": 10}
+            row |= {
+                "judge": judge,
+                "prompt": prompt,
+                "answers": digest,
+                "text": text,
+                "style": "choice",
+                "prompt_tokens": 10,
+            }
             file.write(json.dumps(row) + "\n")
 
 
@@ -89,6 +96,17 @@ def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"question": "Q2', '"question": "Q9'))
     with pytest.raises(DataError, match="different questions"):
         load_state(tmp_path)
+
+
+def test_verdicts_of_two_prompts_are_noticed(tmp_path: Path) -> None:
+    for name in "ab":
+        write_answers(tmp_path, name)
+    write_verdicts(tmp_path, ("0", "a", "b", "1"), ("1", "a", "b", "1"))
+    assert mixed_prompts(load_state(tmp_path)) == []
+    write_verdicts(tmp_path, ("0", "a", "b", "2"), prompt="q")
+    state = load_state(tmp_path)
+    assert len(state.verdicts) == 2  # the newer verdict stands for the older
+    assert mixed_prompts(state) == ["j (math)"]
 
 
 def document_of(arena: Path) -> dict[str, Any]:

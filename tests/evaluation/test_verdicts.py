@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,7 @@ def test_one_text_for_two_pairs_is_asked_once(tmp_path: Path) -> None:
     answers = {**make_answers(), "c": make_answers()["b"]}
     judge = Judge()
     judge.text = "3"
+    assert estimate(calls_of(answers), 100, Price()).calls == 9
     run(tmp_path, answers, judge)
     assert len(judge.asked) == 9
     verdicts = read_verdicts(tmp_path)
@@ -110,6 +112,29 @@ def test_a_failure_keeps_what_came_before_it(tmp_path: Path) -> None:
     run(tmp_path, answers, again)
     assert len(again.asked) == 2
     assert len(read_verdicts(tmp_path)) == 6
+
+
+def test_replies_under_way_are_stored_before_a_failure_is_told(tmp_path: Path) -> None:
+    """The first call fails at once, two more are under way: they have been paid for."""
+    failed = threading.Event()
+    lock = threading.Lock()
+    calls: list[str] = []
+
+    def ask(system: str, user: str) -> Reply:
+        with lock:
+            calls.append(user)
+            number = len(calls)
+        if number == 1:
+            failed.set()
+            raise JudgeError("down")
+        failed.wait()
+        time.sleep(0.1)
+        return Reply("1", 1, 1, "stop")
+
+    answers = make_answers()
+    with pytest.raises(JudgeError):
+        judge_calls(tmp_path, calls_of(answers), answers, "j", ask, concurrency=3, on_reply=lambda reply, reading: None)
+    assert len(read_verdicts(tmp_path)) == len(calls) - 1 == 2
 
 
 def test_unparsable_verdicts_are_kept_counted_and_not_scored(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def save_checkpoint(shape: Path, folder: Path) -> None:
 def run(options: argparse.Namespace) -> None:
     """Train, and write what was measured."""
     import torch
+    import pyarrow
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
@@ -97,7 +98,7 @@ def run(options: argparse.Namespace) -> None:
     trainer = DPOTrainer(
         model=model,
         args=settings,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset(pyarrow.Table.from_pylist(rows), fingerprint="pairs"),  # nothing to hash
         processing_class=AutoTokenizer.from_pretrained(folder),
         peft_config=adapter,
         callbacks=[Clock()],

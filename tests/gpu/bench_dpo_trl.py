@@ -44,8 +44,8 @@ def save_checkpoint(shape: Path, folder: Path) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train, and write what was measured."""
-    import torch
     import pyarrow
+    import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback

@@ -59,7 +59,11 @@ class ScriptedJudge:
             def log_message(self, *_: object) -> None:
                 """Silent."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *_: object) -> None:
+                """A client that was killed hangs up; nobody needs to read that."""
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self.base_url = f"http://127.0.0.1:{self._server.server_port}/v1"
 
     def handle(self, body: dict[str, Any], key: str) -> tuple[int, dict[str, str], dict[str, Any]]:

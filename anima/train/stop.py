@@ -6,9 +6,12 @@ Knows nothing of checkpoints or ranks. A second Ctrl-C ends the process at once.
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+
+from anima.errors import RunStopped
 
 REASONS = ("SIGTERM", "SIGUSR1", "Ctrl-C", "--max_hours")
 """What can ask for a stop, in the order of `StopRequest.flags`."""
@@ -36,6 +39,7 @@ class StopRequest:
         self._started = clock()
         self._max_seconds = max_seconds
         self._last_interrupt: float | None = None
+        self._deferring = False
         self.reserve_seconds = 0.0
         """Time to keep free before the limit: a step and a save."""
 
@@ -55,6 +59,10 @@ class StopRequest:
             signal.signal(number, _nothing)
         threading.Thread(target=self._listen, args=(ours, theirs), name="signals", daemon=True).start()
 
+    def defer(self) -> None:
+        """From now on a request waits for the end of a step: before, there is nothing to save, and it ends at once."""
+        self._deferring = True
+
     def flags(self) -> list[float]:
         """One number a reason: 1 if it has asked for a stop."""
         spent = self._clock() - self._started
@@ -67,6 +75,13 @@ class StopRequest:
         if number not in _SIGNALS:
             return
         now = self._clock()
+        if not self._deferring:
+            print(
+                f"stopped: {REASONS[_SIGNALS[signal.Signals(number)]]} before the first step",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(INTERRUPTED_EXIT if number == signal.SIGINT else RunStopped.exit_code)
         if number == signal.SIGINT:
             if self._last_interrupt is not None and now - self._last_interrupt > _ECHO_SECONDS:
                 os._exit(INTERRUPTED_EXIT)

@@ -41,6 +41,7 @@ def train(run: Run) -> History:
     run.watchdog.start()
     try:
         history = _start(run, meter)
+        run.stop.defer()
         first = 1 + (run.origin.step if run.origin else 0)
         for step in range(first, run.num_steps + 1):
             agreed = _step(run, step, step == first, meter, history, saver)

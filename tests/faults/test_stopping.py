@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,27 +11,14 @@ SLOW = "slow@step:*:*"
 """Half a second a step: time to send something in between."""
 
 
-def after_first_line(setting: Any, name: str, act: Callable[[list[Any]], None]) -> Callable[[list[Any]], None]:
-    def wait_and_act(processes: list[Any]) -> None:
-        metrics = setting.folder / name / "metrics.jsonl"
-        while not (metrics.exists() and metrics.read_text()) and processes[0].exitcode is None:
-            time.sleep(0.02)
-        time.sleep(0.8)
-        act(processes)
-
-    return wait_and_act
-
-
 @pytest.mark.parametrize(
-    ("number", "rank", "words"),
-    [(signal.SIGTERM, 1, "SIGTERM"), (signal.SIGUSR1, 0, "SIGUSR1"), (signal.SIGINT, 1, "Ctrl-C")],
+    ("kind", "rank", "words"), [("term", 1, "SIGTERM"), ("usr1", 0, "SIGUSR1"), ("int", 1, "Ctrl-C")]
 )
 def test_a_signal_to_one_rank_ends_all_after_the_step_with_a_checkpoint(
-    undisturbed: Any, number: int, rank: int, words: str
+    undisturbed: Any, kind: str, rank: int, words: str
 ) -> None:
-    name = f"signal-{number}"
-    act = after_first_line(undisturbed, name, lambda processes: os.kill(processes[rank].pid, number))
-    stopped = undisturbed.run(name, "--save_steps", "0", fault=SLOW, when=act)
+    name = f"signal-{kind}"
+    stopped = undisturbed.run(name, "--save_steps", "0", fault=f"{kind}@step:{rank}:3")
     assert stopped.codes == (75, 75), stopped.output
     assert f"stopped: {words} after step " in stopped.output
     assert "goes on" in stopped.output
@@ -55,14 +41,17 @@ def test_max_hours_stops_early_enough_to_save(undisturbed: Any) -> None:
 
 
 def test_a_second_ctrl_c_ends_at_once_without_a_save(undisturbed: Any) -> None:
-    def twice(processes: list[Any]) -> None:
-        os.kill(processes[0].pid, signal.SIGINT)
-        time.sleep(1.2)
-        os.kill(processes[0].pid, signal.SIGINT)
+    def again_and_again(processes: list[Any]) -> None:
+        while "it fits" not in undisturbed.output("twice", 1) and processes[0].exitcode is None:
+            time.sleep(0.05)
+        while processes[0].exitcode is None:
+            os.kill(processes[0].pid, signal.SIGINT)
+            processes[0].join(1.2)
 
-    act = after_first_line(undisturbed, "twice", twice)
-    done = undisturbed.run("twice", "--save_steps", "0", fault="hang@step:0:2", when=act, timeout=60)
+    fault = "int@step:0:2,hang@step:0:2"
+    done = undisturbed.run("twice", "--save_steps", "0", fault=fault, when=again_and_again, timeout=60)
     assert done.codes[0] == 130, done.output
+    assert "before the first step" not in done.output
     assert not (undisturbed.folder / "twice" / "checkpoints").exists()
 
 

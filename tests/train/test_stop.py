@@ -20,6 +20,7 @@ class Clock:
 
 def test_flags_say_what_asked_and_stay() -> None:
     request = StopRequest(clock=Clock())
+    request.defer()
     assert request.flags() == [0, 0, 0, 0]
     request.received(signal.SIGUSR1)
     request.received(signal.SIGWINCH)
@@ -44,6 +45,7 @@ def test_an_echo_of_ctrl_c_is_not_a_second_one(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(stop.os, "_exit", ended.append)
     clock = Clock()
     request = StopRequest(clock=clock)
+    request.defer()
     request.received(signal.SIGINT)
     clock.now += 0.5  # torchrun hands on what the terminal has sent already
     request.received(signal.SIGINT)
@@ -58,8 +60,19 @@ def test_sigterm_after_ctrl_c_does_not_end_at_once(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(stop.os, "_exit", ended.append)
     clock = Clock()
     request = StopRequest(clock=clock)
+    request.defer()
     request.received(signal.SIGINT)
     clock.now += 30
     request.received(signal.SIGTERM)
     assert ended == []
     assert request.flags() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_before_the_first_step_there_is_nothing_to_wait_for(
+    monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(stop.os, "_exit", ended.append)
+    StopRequest(clock=Clock()).received(number)
+    assert ended == [code]

@@ -207,3 +207,11 @@ def test_torch_is_given_what_numpy_holds(run: Any, write_rows: Any) -> None:
     assert batch.input_ids[0].tolist() == [*chosen.input_ids.tolist(), *rejected.input_ids.tolist()]
     assert batch.input_ids.dtype == batch.answer_tokens.dtype == torch.int64
     assert batch.position_ids[0].tolist() == [*range(len(chosen)), *range(len(rejected))]
+
+
+def test_a_first_token_without_a_prompt_is_not_scored(run: Any, write_rows: Any) -> None:
+    data = run(write_rows([{"prompt": "", "chosen": "abc", "rejected": "d"}]), chat_template="plain").train
+    batch = data.batch([0])
+    assert batch.document_lengths == (4, 2)
+    assert batch.answer_tokens.tolist() == [3, 1]  # the first is predicted from nothing
+    assert batch.num_scored == 4

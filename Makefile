@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test venv models check lint types clean FORCE
+.PHONY: help quickstart quickstart-dpo test venv models check lint types clean FORCE
 MAKEFLAGS += --no-builtin-rules
 
 VENV := .venv
@@ -22,22 +22,42 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:  ## list these words
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# What both quickstarts begin with: one rank on each GPU, or two on the CPU, and a port that is free, so that two runs
+# on a machine do not collide.
+define FIND_RANKS
+@export PATH="$$PWD/$(BIN):$$PATH"
+facts=$$(python -c 'import os, socket, torch; s = socket.socket(); s.bind(("127.0.0.1", 0));
+print(s.getsockname()[1], torch.cuda.device_count(), max(1, len(os.sched_getaffinity(0)) // 2))')
+read -r port gpus threads <<< "$$facts"
+options=(--quiet --master_port "$$port")
+if [ "$$gpus" = 0 ]; then
+	export DS_ACCELERATOR=cpu OMP_NUM_THREADS="$$threads"
+	options+=(--num_gpus 2)  # two CPU ranks; with GPUs the launcher starts one rank on each
+fi
+stamp="$$(date +%Y%m%d-%H%M%S)-$$$$"
+set -x  # show the command: it is the one to type for another run
+endef
 
 quickstart: models  ## fine-tune a small model on the shipped examples; some minutes on two CPU cores
-	@export PATH="$$PWD/$(BIN):$$PATH"
-	facts=$$(python -c 'import os, socket, torch; s = socket.socket(); s.bind(("127.0.0.1", 0));
-	print(s.getsockname()[1], torch.cuda.device_count(), max(1, len(os.sched_getaffinity(0)) // 2))')
-	read -r port gpus threads <<< "$$facts"  # a port that is free, so that two runs on a machine do not collide
-	options=(--quiet --master_port "$$port")
-	if [ "$$gpus" = 0 ]; then
-		export DS_ACCELERATOR=cpu OMP_NUM_THREADS="$$threads"
-		options+=(--num_gpus 2)  # two CPU ranks; with GPUs the launcher starts one rank on each
-	fi
-	output_dir="runs/quickstart-$$(date +%Y%m%d-%H%M%S)-$$$$"
-	set -x  # show the command: it is the one to type for another run
+	$(FIND_RANKS)
 	deepspeed "$${options[@]}" launch/train.py --deepspeed ds_configs/zero2.json \
-		--config launch/configs/quickstart_sft.yaml --output_dir "$$output_dir" $(ARGS)
+		--config launch/configs/quickstart_sft.yaml --output_dir "runs/quickstart-$$stamp" $(ARGS)
+
+# The newest adapter of the quickstart; another one: make quickstart-dpo ADAPTER=folder
+ADAPTER = $(lastword $(sort $(wildcard runs/quickstart-2*/adapter)))
+
+quickstart-dpo: models  ## then preference training on that adapter, with the shipped pairs
+	@if [ ! -f "$(ADAPTER)/adapter_config.json" ]; then
+		echo "There is no adapter to go on from$(if $(ADAPTER), at $(ADAPTER))." >&2
+		echo "  fix: make quickstart first, or make quickstart-dpo ADAPTER=folder" >&2
+		exit 2
+	fi
+	$(FIND_RANKS)
+	deepspeed "$${options[@]}" launch/train.py --deepspeed ds_configs/zero2.json \
+		--config launch/configs/quickstart_dpo.yaml --adapter_path "$(ADAPTER)" \
+		--output_dir "runs/quickstart-dpo-$$stamp" $(ARGS)
 
 test: models check  ## all checks, then all tests
 	@$(BIN)/python -m pytest $(ARGS)

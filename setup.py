@@ -6,6 +6,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
+ARENA = ["openai>=2.0", "scipy>=1.15", "fastapi>=0.115", "uvicorn>=0.30"]
+"""The judge's client, the optimizer of ratings, and what `transformers serve` needs to be a judge of one's own."""
 
 
 def read_version() -> str:
@@ -25,6 +27,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["anima", "anima.*"]),
+    package_data={"anima.evaluation": ["page.css", "page.js"]},
     install_requires=[
         "bitsandbytes>=0.50",
         "datasets>=5.0",
@@ -46,7 +49,8 @@ setup(
     ],
     extras_require={
         "gpu": ["liger-kernel>=0.8"],
-        "dev": ["hypothesis>=6.150", "mypy>=2.4", "pytest>=9.1", "ruff>=0.17", "types-PyYAML>=6.0"],
+        "arena": ARENA,
+        "dev": [*ARENA, "hypothesis>=6.150", "mypy>=2.4", "pytest>=9.1", "ruff>=0.17", "types-PyYAML>=6.0"],
     },
     classifiers=[
         "Development Status :: 4 - Beta",

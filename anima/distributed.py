@@ -6,7 +6,7 @@ environment alone; nobody else reads it.
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -14,12 +14,15 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from anima.errors import ConfigError
+from anima.errors import AnimaError, ConfigError
 
 T = TypeVar("T")
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""Longest wait of a collective: above the slowest legitimate one (rank 0 samples while the others wait)."""
+AFTER_HANG_MINUTES = 2.0
+"""A collective gives up later than the watchdog, which knows more to say: it has the stack of every thread."""
+
+_PIECE = 1 << 24
+"""Elements that travel at a time when large tensors go to the host: what that costs on the device."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,12 @@ def read_ranks(environ: Mapping[str, str] = os.environ) -> Ranks:
     return ranks
 
 
-def start(ranks: Ranks, device: torch.device, backend: str = "auto") -> None:
+def start(ranks: Ranks, device: torch.device, backend: str = "auto", *, hang_minutes: float = 30.0) -> None:
     """Create the process group: NCCL on GPUs, gloo on CPUs.
 
     A single process without a launcher gets a group of one on a free port of this machine, so that every
-    run takes the same path.
+    run takes the same path. A collective that waits much longer than `hang_minutes` ends the process; the
+    slowest legitimate wait is that for rank 0's samples.
     """
     if "MASTER_ADDR" not in os.environ:
         with socket.socket() as probe:
@@ -75,7 +79,7 @@ def start(ranks: Ranks, device: torch.device, backend: str = "auto") -> None:
         backend,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        timeout=COLLECTIVE_TIMEOUT,
+        timeout=timedelta(minutes=hang_minutes + AFTER_HANG_MINUTES),
         device_id=device if backend == "nccl" else None,
     )
 
@@ -105,6 +109,47 @@ def gather_objects(value: T) -> list[T]:
 def from_main(value: T) -> T:
     """Rank 0's `value` on every rank."""
     return gather_objects(value)[0]
+
+
+def decided_by_main(ranks: Ranks, decide: Callable[[], T]) -> T:
+    """What `decide` returns on rank 0, on every rank; a mistake that it finds there is raised on every rank.
+
+    Raises:
+        AnimaError: from `decide`.
+    """
+    found: T | AnimaError | None = None
+    if ranks.is_main:
+        try:
+            found = decide()
+        except AnimaError as error:
+            found = error
+    found = from_main(found)
+    if isinstance(found, AnimaError):
+        raise found
+    return found  # type: ignore[return-value]
+
+
+def gather_to_main(values: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
+    """The 1-D `values` of every rank, equally long, in rank order, copied to rank 0's memory; elsewhere an empty list.
+
+    Piece by piece, so that the device holds little more than before.
+
+    Args:
+        values: On the device, or in paged memory.
+        device: Where collectives work.
+    """
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    is_main = world_size == 1 or dist.get_rank() == 0
+    gathered = [torch.empty(values.shape, dtype=values.dtype) for _ in range(world_size)] if is_main else []
+    for start in range(0, values.numel(), _PIECE):
+        mine = values[start : start + _PIECE].to(device)
+        for source in range(world_size):
+            piece = mine if source == 0 or dist.get_rank() == source else torch.empty_like(mine)
+            if source:
+                dist.broadcast(piece, src=source)
+            if is_main:
+                gathered[source][start : start + _PIECE].copy_(piece)
+    return gathered
 
 
 def wait_for_all() -> None:

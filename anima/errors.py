@@ -17,6 +17,8 @@ class AnimaError(Exception):
     """
 
     exit_code = 2
+    on_every_rank = True
+    """Every rank meets it, so one of them need speak. False: it is this rank's alone."""
 
     def __init__(
         self,
@@ -67,3 +69,19 @@ class TrainingError(AnimaError):
     """Training had to stop: its numbers show that going on would be waste."""
 
     exit_code = 3
+
+
+class OutOfMemory(TrainingError):
+    """The accelerator of one rank is too small for what was asked."""
+
+    exit_code = 7
+    on_every_rank = False
+
+
+class RunStopped(AnimaError):
+    """The run was asked to stop and has saved its state: no mistake, and not finished either.
+
+    Not zero, because W&B sweeps and Slurm take zero for finished; 75 is sysexits' EX_TEMPFAIL, "try again".
+    """
+
+    exit_code = 75

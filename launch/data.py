@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -26,6 +26,7 @@ from anima.errors import AnimaError, ConfigError
 if TYPE_CHECKING:  # these take seconds to import: at run time after the command line has been parsed
     from transformers import PreTrainedTokenizerBase
 
+    from anima.data.kinds import RecordKind
     from anima.data.templates import Template
 
 VERBS = ("check", "show", "stats")
@@ -104,13 +105,20 @@ def load(config: Config) -> tuple[PreTrainedTokenizerBase, Template]:
     return tokenizer, make_template(config.data.chat_template, tokenizer, mask_answers=masked)
 
 
+def records_of(config: Config) -> RecordKind[Any]:
+    """What a row of the data is, by the objective."""
+    from anima.data.kinds import CONVERSATIONS, PAIRS
+
+    return PAIRS if config.objective == "dpo" else CONVERSATIONS
+
+
 def check(config: Config, options: DataOptions, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
     """Print everything that is wrong or odd; exit 2 if training would refuse the data."""
     from anima.inspection.check import CheckOptions
     from anima.inspection.check import check as check_data
 
     looked_for = CheckOptions(similarity=options.similarity, max_near_rows=options.max_near_rows)
-    report = check_data(config.data, tokenizer, template, seed=config.seed, options=looked_for)
+    report = check_data(records_of(config), config.data, tokenizer, template, seed=config.seed, options=looked_for)
     if options.json:
         print(json.dumps(report.to_json(), ensure_ascii=False, indent=1))
     else:
@@ -126,7 +134,7 @@ def show(config: Config, options: DataOptions, tokenizer: PreTrainedTokenizerBas
     from anima.inspection.terminal import Painter, legend, sample_lines
 
     lenient = replace(config.data, bad_rows="drop", truncation=_not_error(config))
-    reader = SampleReader(lenient, tokenizer, template)
+    reader = SampleReader(records_of(config), lenient, tokenizer, template)
     samples = reader.read("eval_files" if options.held_out else "train_files", options.rows)
     paint = Painter(_colours(options))
     print(legend(paint))
@@ -142,29 +150,30 @@ def show(config: Config, options: DataOptions, tokenizer: PreTrainedTokenizerBas
 
 def stats(config: Config, options: DataOptions, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
     """Print lengths, shares and steps, and write them as a page."""
-    from anima.data.prepare import prepare, tokenise
+    from anima.data.prepare import prepare_records, tokenise
     from anima.inspection.pages import stats_page, write_page
     from anima.inspection.stats import measure
     from anima.inspection.terminal import Painter, stats_lines
 
-    data, notes = config.data, [f"template {template.name}"]
+    kind, data, notes = records_of(config), config.data, [f"template {template.name}"]
     try:
-        prepared = prepare(data, tokenizer, seed=config.seed, template=template)
+        prepared = prepare_records(kind, data, tokenizer, seed=config.seed, template=template)
     except AnimaError as error:
         data = replace(data, bad_rows="drop", truncation=_not_error(config))
-        prepared = prepare(data, tokenizer, seed=config.seed, template=template)
+        prepared = prepare_records(kind, data, tokenizer, seed=config.seed, template=template)
         notes.append(f"training would stop: {error.what} ({error.where}); the figures leave such rows out")
-    whole = tokenise(data, tokenizer, template)[0]
+    whole = tokenise(kind, data, tokenizer, template)[0]
     found = measure(
         prepared.train,
         whole.lengths(),
         whole.report,
         data,
         config.batch,
+        unit=kind.name,
         seed=config.seed,
         ranks=options.ranks,
     )
-    notes += [*whole.report.lines(), *prepared.report.mixture]
+    notes += [*whole.report.lines(), *prepared.report.mixture, *prepared.report.notes]
     if options.json:
         print(json.dumps(found.to_json() | {"notes": notes}, ensure_ascii=False, indent=1))
     else:

@@ -1,4 +1,4 @@
-"""Fine-tune: argv -> Config -> tokenizer, data, tracker, model, engine, objective -> run -> results.
+"""Fine-tune: argv -> Config -> method, tokenizer, data, tracker, model, objective, engine -> run -> results.
 
 deepspeed launch/train.py --deepspeed ds_configs/zero2.json --config launch/configs/quickstart_sft.yaml
 torchrun --nproc_per_node 2 launch/train.py --config FILE.yaml --learning_rate 1e-4
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from anima.config.cli import describe, parse_config, write_config
+from anima.config.cli import describe, parse_config
 from anima.config.deepspeed_json import merge_deepspeed
 from anima.config.schema import Config
 from anima.entry import run_command
@@ -28,10 +28,11 @@ if TYPE_CHECKING:  # these take seconds to import: at run time after the command
     from anima.distributed import Ranks
     from anima.model.compute import Compute
     from anima.model.packed import PackedModel
-    from anima.tracking.progress import Progress
-    from anima.tracking.tracker import Tracker
     from anima.train.engine import Engine
-    from anima.train.trainer import History, Run
+    from anima.train.method import Method, Setup
+    from anima.train.opening import Opened
+    from anima.train.run import Identity, Run
+    from anima.train.stop import StopRequest
 
 
 def main(argv: Sequence[str]) -> None:
@@ -54,22 +55,32 @@ def main(argv: Sequence[str]) -> None:
 def train(config: Config, ranks: Ranks, compute: Compute) -> None:
     """The whole line; what a user can have got wrong is found before the base is loaded."""
     from anima import distributed
+    from anima.errors import AnimaError
+    from anima.train.opening import open_run
+    from anima.train.results import write_results
+    from anima.train.stop import StopRequest
     from anima.train.trainer import train as run_steps
 
     check(config, ranks, compute)
-    inputs = prepare_inputs(config)
-    distributed.start(ranks, compute.device, config.backend)
-    tracker = start_tracking(config, ranks)
+    from anima.train.choice import choose_method
+
+    method = choose_method(config)
+    stop = StopRequest.catching(config.max_hours)
+    inputs = prepare_inputs(config, method)
+    distributed.start(ranks, compute.device, config.backend, hang_minutes=config.hang_timeout_minutes)
+    identity = identify(config, ranks, compute, inputs)
+    opened = open_run(config, ranks, identity)
     try:
         network = build_network(config, compute)
+        setup = set_up(config, ranks, compute, inputs, network, method)
         engine = build_engine(config, ranks, compute, network)
-        run = build_run(config, ranks, compute, inputs, network, engine, tracker)
+        run = build_run(config, ranks, compute, inputs, network, setup, engine, identity, opened, stop)
         history = run_steps(run)
-        write_results(config, compute, inputs, network, run, history)
-    except BaseException:
-        tracker.finish(1)
+        write_results(run, history, device=compute.name, compute_dtype="bf16" if compute.is_bf16 else "fp32")
+    except BaseException as error:
+        opened.tracker.finish(error.exit_code if isinstance(error, AnimaError) else 1)
         raise
-    tracker.finish(0)
+    opened.tracker.finish(0)
     distributed.stop()
 
 
@@ -79,7 +90,7 @@ class Inputs:
 
     tokenizer: PreTrainedTokenizerBase
     template: Template
-    data: PreparedData
+    data: PreparedData[Any]
 
 
 def check(config: Config, ranks: Ranks, compute: Compute) -> None:
@@ -93,7 +104,7 @@ def check(config: Config, ranks: Ranks, compute: Compute) -> None:
     from anima.tracking.tracker import check_tracker
     from anima.train.run_folder import check_run_folder
 
-    check_run_folder(config.output.output_dir)
+    check_run_folder(config.output.output_dir, config.resume)
     check_tracker(config.output, is_main=ranks.is_main)
     resolve_targets(skeleton(load_settings(config.model)), config.lora.lora_target_modules)
     if config.model.adapter_path is not None:
@@ -101,37 +112,33 @@ def check(config: Config, ranks: Ranks, compute: Compute) -> None:
     claim_device(compute, config.max_gpu_memory_gib)
 
 
-def prepare_inputs(config: Config) -> Inputs:
+def prepare_inputs(config: Config, method: Method) -> Inputs:
     """Tokenizer, template and tokenised data."""
-    from anima.data.prepare import prepare
+    from anima.data.prepare import prepare_records
     from anima.data.templates import make_template
     from anima.model.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(config.model)
     template = make_template(config.data.chat_template, tokenizer, mask_answers=config.data.train_on == "assistant")
-    data = prepare(config.data, tokenizer, seed=config.seed, template=template)
+    data = prepare_records(method.records, config.data, tokenizer, seed=config.seed, template=template)
     return Inputs(tokenizer, template, data)
 
 
-def start_tracking(config: Config, ranks: Ranks) -> Tracker:
-    """The run's folder with its config, and the trackers; a failure of rank 0 is one of every rank."""
-    from anima import distributed
-    from anima.errors import AnimaError
-    from anima.tracking.tracker import NullTracker, start_tracker
-    from anima.train import run_folder
+def identify(config: Config, ranks: Ranks, compute: Compute, inputs: Inputs) -> Identity:
+    """What a resumed run must have in common with the one that saved; the base is not loaded yet."""
+    from anima.inference.adapter_folder import rendering_of
+    from anima.train.results import library_versions
+    from anima.train.run import Identity
 
-    tracker: Tracker = NullTracker()
-    failure: AnimaError | None = None
-    if ranks.is_main:
-        try:
-            tracker = start_tracker(config.output, resolved_config=config.flat(), is_main=True)
-            write_config(config, Path(config.output.output_dir) / run_folder.CONFIG)
-        except AnimaError as error:
-            failure = error
-    failure = distributed.from_main(failure)
-    if failure is not None:
-        raise failure
-    return tracker
+    return Identity(
+        config=config.flat(),
+        base_fingerprint="",
+        data_fingerprint=inputs.data.train.fingerprint,
+        rendering=rendering_of(inputs.template),
+        versions=library_versions(),
+        place=compute.place,
+        world_size=ranks.world_size,
+    )
 
 
 def build_network(config: Config, compute: Compute) -> PackedModel:
@@ -144,6 +151,31 @@ def build_network(config: Config, compute: Compute) -> PackedModel:
     adapter_path = config.model.adapter_path
     adapted = attach_lora(base, config.lora, dtype=compute.dtype, seed=config.seed, adapter_path=adapter_path)
     return PackedModel(adapted, config.optimization.recompute)
+
+
+def set_up(
+    config: Config, ranks: Ranks, compute: Compute, inputs: Inputs, network: PackedModel, method: Method
+) -> Setup:
+    """The objective with its sets; whatever it must ask the untrained network is asked here."""
+    from anima.tracking.progress import Progress
+    from anima.train.method import Place
+
+    tell = Progress(0, is_main=ranks.is_main).message
+    return method.set_up(inputs.data, Place(config, ranks, compute, network, answering(config, inputs, network), tell))
+
+
+def answering(config: Config, inputs: Inputs, network: PackedModel) -> Callable[[Sequence[str]], list[str]]:
+    """Questions to the network's answers, in the template of the training."""
+    from anima.data.records import Message
+    from anima.inference.chat import Answerer
+
+    answerer = Answerer(network.causal_lm, inputs.tokenizer, inputs.template)
+
+    def answer(prompts: Sequence[str]) -> list[str]:
+        asked = [[Message("user", prompt)] for prompt in prompts]
+        return answerer.answer(asked, max_new_tokens=config.output.sample_max_new_tokens)
+
+    return answer
 
 
 def build_engine(config: Config, ranks: Ranks, compute: Compute, network: PackedModel) -> Engine:
@@ -165,88 +197,67 @@ def build_run(
     compute: Compute,
     inputs: Inputs,
     network: PackedModel,
+    setup: Setup,
     engine: Engine,
-    tracker: Tracker,
+    identity: Identity,
+    opened: Opened,
+    stop: StopRequest,
 ) -> Run:
     """The loop's parts, and the lines that tell a person what is about to happen."""
     from anima.data.loader import EvalLoader, StepLoader
-    from anima.data.records import Message
-    from anima.inference.chat import Answerer
     from anima.model.lora import lora_b_parameters
-    from anima.objectives.sft import SupervisedFineTuning
     from anima.tracking.progress import Progress
+    from anima.train.briefing import opening_lines
+    from anima.train.resume import check_base
+    from anima.train.run import Run
     from anima.train.step import GradientProbe
-    from anima.train.trainer import Run
+    from anima.train.watchdog import Watchdog
 
     batch, optimization, held_out = config.batch, config.optimization, None
     place: dict[str, Any] = {"rank": ranks.rank, "world_size": ranks.world_size}
     budget: dict[str, Any] = {"micro_batch_tokens": batch.micro_batch_tokens, "packing": batch.packing}
-    steps = StepLoader(
-        inputs.data.train, global_batch_size=batch.global_batch_size, seed=config.seed, **place, **budget
-    )
-    if inputs.data.eval is not None:
-        held_out = EvalLoader(inputs.data.eval, **place, **budget)
+    steps = StepLoader(setup.train, global_batch_size=batch.global_batch_size, seed=config.seed, **place, **budget)
+    if setup.held_out is not None:
+        held_out = EvalLoader(setup.held_out, **place, **budget)
     num_steps = optimization.max_steps or steps.num_steps(optimization.num_train_epochs)
-    progress = Progress(num_steps, is_main=ranks.is_main)
-    announce(config, compute, inputs, network, engine, num_steps, progress)
-    answerer = Answerer(network.causal_lm, inputs.tokenizer, inputs.template)
-
-    def answer(prompts: Sequence[str]) -> list[str]:
-        asked = [[Message("user", prompt)] for prompt in prompts]
-        return answerer.answer(asked, max_new_tokens=config.output.sample_max_new_tokens)
-
+    identity = replace(identity, base_fingerprint=engine.base_fingerprint)
+    progress = Progress(num_steps, opened.origin.step if opened.origin else 0, is_main=ranks.is_main)
+    notices = (*opened.notices, *check_base(opened.origin, identity, config.allow_changed))
+    for line in opening_lines(config, compute, network, engine, inputs.data.report.lines(), num_steps):
+        progress.message(line)
+    for notice in notices:
+        progress.message(f"resume: {notice}")
     return Run(
         config=config,
         num_steps=num_steps,
         num_train_epochs=None if optimization.max_steps else optimization.num_train_epochs,
         engine=engine,
-        objective=SupervisedFineTuning(),
+        objective=setup.objective,
         steps=steps,
         held_out=held_out,
         probe=GradientProbe(lora_b_parameters(network)),
-        tracker=tracker,
+        tracker=opened.tracker,
         progress=progress,
-        answer=answer,
-        write_adapter=lambda folder: write_adapter(config, inputs, network, engine, folder),
+        answer=answering(config, inputs, network),
+        adapter_writer=lambda: adapter_writer(config, inputs, network, setup, engine),
+        identity=identity,
+        origin=opened.origin,
+        stop=stop,
+        watchdog=Watchdog(config.hang_timeout_minutes * 60, Path(config.output.output_dir), ranks.rank),
+        reference=setup.reference,
+        reference_answers=setup.reference_answers,
+        check_start=setup.check_start,
+        watch=setup.watch,
     )
 
 
-def announce(
-    config: Config,
-    compute: Compute,
-    inputs: Inputs,
-    network: PackedModel,
-    engine: Engine,
-    num_steps: int,
-    progress: Progress,
-) -> None:
-    """What is about to run, on the terminal of rank 0."""
-    from anima.model.attention import uses_flash
-    from anima.model.lora import trainable_parameters
-
-    numel = sum(parameter.numel() for parameter in trainable_parameters(network).values())
-    unpaged = config.optimization.optimizer.startswith("paged") and compute.device.type == "cpu"
-    flash = uses_flash(compute.device, compute.dtype, network.head_dim)
-    for line in (
-        *inputs.data.report.lines(),
-        f"base {config.model.model_name_or_path}, {config.model.quantization}, fingerprint {engine.base_fingerprint}",
-        f"compute {compute.reason}; attention {'variable-length flash' if flash else 'a loop over documents'}",
-        f"adapter {numel:,} trainable parameters, sharded over {engine.ranks.world_size} rank(s) by ZeRO-2",
-        f"optimizer {config.optimization.optimizer}{' (unpaged on a CPU)' if unpaged else ''}, ZeRO-2 settings from "
-        f"{config.deepspeed}",
-        f"steps {num_steps:,} of {config.batch.global_batch_size} sequences",
-    ):
-        progress.message(line)
-
-
-def write_adapter(config: Config, inputs: Inputs, network: PackedModel, engine: Engine, folder: Path) -> None:
-    """The adapter in PEFT's form with tokenizer, template and record beside it; on rank 0."""
-    from anima.inference.adapter_folder import AdapterRecord, rendering_of, write_record
-    from anima.model.lora import save_adapter
+def adapter_writer(
+    config: Config, inputs: Inputs, network: PackedModel, setup: Setup, engine: Engine
+) -> Callable[[Path], None]:
+    """Copy the adapter now; what is returned writes it, with all that its users need beside it."""
+    from anima.inference.adapter_folder import AdapterRecord, rendering_of, writer
     from anima.model.tokenizer import model_location
 
-    save_adapter(network.adapted, folder)
-    inputs.tokenizer.save_pretrained(str(folder))
     record = AdapterRecord(
         model_name_or_path=model_location(config.model.model_name_or_path),
         base_fingerprint=engine.base_fingerprint,
@@ -254,43 +265,9 @@ def write_adapter(config: Config, inputs: Inputs, network: PackedModel, engine: 
         chat_template=inputs.template.name,
         rendering=rendering_of(inputs.template),
         objective=config.objective,
+        reference=setup.reference,
     )
-    write_record(folder, record)
-
-
-def write_results(
-    config: Config, compute: Compute, inputs: Inputs, network: PackedModel, run: Run, history: History
-) -> None:
-    """Final adapter, summary.json, and the summary on the terminal."""
-    from anima import distributed
-    from anima.tracking.summary import format_summary, write_summary
-    from anima.train import checkpoint, run_folder
-    from anima.train.results import summarize
-    from anima.train.trainer import memory_peak_gib
-
-    peaks = distributed.gather_objects(memory_peak_gib(compute.device))
-    state = distributed.gather_objects(run.engine.optimizer_state_bytes())
-    run.progress.message(f"optimizer state per rank: {', '.join(f'{size / 2**30:.2f} GiB' for size in state)}")
-    run.progress.close()
-    if not run.engine.ranks.is_main:
-        return
-    output_dir = Path(config.output.output_dir)
-    checkpoint.write_folder(output_dir / run_folder.ADAPTER, run.write_adapter)
-    summary = summarize(
-        config,
-        history,
-        num_steps=run.num_steps,
-        peak_memory_gib=peaks,
-        device=compute.name,
-        compute_dtype="bf16" if compute.is_bf16 else "fp32",
-        files=sorted(path.name + "/" * path.is_dir() for path in output_dir.iterdir()),
-        next_commands=[f"python launch/chat.py --adapter {output_dir / run_folder.ADAPTER}"],
-    )
-    write_summary(output_dir / run_folder.SUMMARY, summary)
-    run.tracker.summary(summary.to_json())
-    if config.output.wandb_log_adapter:
-        run.tracker.log_adapter(output_dir / run_folder.ADAPTER)
-    print(format_summary(summary))
+    return writer(network.adapted, inputs.tokenizer, record)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ OWNERS = {
     "openai": ("anima/evaluation/judge.py",),
     "httpx": ("anima/evaluation/judge.py",),
     "requests": ("anima/evaluation/judge.py",),
+    "scipy": ("anima/evaluation/bradley_terry.py",),
     "torch.distributed": ("anima/distributed.py", "anima/train/engine.py"),
 }
 """Library -> the only files and folders that import it; launch/, which hands objects on, may name their types."""

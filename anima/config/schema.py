@@ -7,29 +7,11 @@ themselves live in `__post_init__`; whatever needs a file, a device or a library
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from anima.errors import ConfigError
+from anima.config.checks import require as _require
+from anima.config.preference import ConversationFormat, PairFormat, PreferenceConfig, check_objective
 
-DatasetFormat = Literal[
-    "auto",
-    "messages",
-    "sharegpt",
-    "alpaca",
-    "prompt_completion",
-    "input_output",
-    "chip2",
-    "oasst1",
-    "text",
-    "alpaca_clean",
-    "self_instruct",
-    "long_data",
-    "hh_rlhf",
-]
+DatasetFormat = Literal["auto", ConversationFormat, PairFormat]
 ChatTemplate = Literal["auto", "model", "model_thinking", "alpaca", "vicuna", "guanaco", "plain"]
-
-
-def _require(condition: bool, what: str, where: str, got: object, allowed: str) -> None:
-    if not condition:
-        raise ConfigError(what, where=f"--{where}", got=repr(got), allowed=allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +74,8 @@ class DataConfig:
     """How a conversation becomes text; auto is the model's own template, or alpaca if it has none. model_thinking
     is the model's own for answers that hold thoughts (<think>); model asks hybrid models for answers without."""
     max_seq_length: int | None = None
-    """Longest sequence, tokens; None: source_max_len + target_max_len if both are given, else 1024."""
+    """Longest sequence (for dpo of each side of a pair), tokens; None: source_max_len + target_max_len if both are
+    given, else 1024."""
     source_max_len: int | None = None
     """Longest context before the last answer, tokens; None: only max_seq_length counts."""
     target_max_len: int | None = None
@@ -156,7 +139,7 @@ class BatchConfig:
     """A step, defined over all ranks, and how it is cut into micro-batches."""
 
     global_batch_size: int = 16
-    """Sequences of one optimizer step over all ranks."""
+    """Sequences (pairs for dpo) of one optimizer step over all ranks."""
     micro_batch_tokens: int = 8192
     """Tokens of one forward and backward pass on one rank, at most; a memory budget without effect on the result."""
     packing: bool = True
@@ -193,10 +176,13 @@ class OptimizationConfig:
     """Added to the root of the second moment."""
     optimizer: Literal["paged_adamw_8bit", "adamw_8bit", "adamw_torch"] = "paged_adamw_8bit"
     """Optimizer class: bitsandbytes' paged or plain 8-bit AdamW, or torch's fp32 AdamW."""
-    recompute: Literal["all", "none"] = "all"
-    """Activations of a layer: computed again in the backward pass (least memory), or kept (fastest)."""
+    recompute: str = "all"
+    """Activations computed again in the backward pass: all (least memory), cheap (norms and the SwiGLU product,
+    almost free), none, or a number N: the first N layers as a whole, the cheap parts of the others."""
 
     def __post_init__(self) -> None:
+        known = self.recompute in ("all", "cheap", "none") or self.recompute.isdecimal()
+        _require(known, "unknown policy", "recompute", self.recompute, "all, cheap, none, or a number of layers")
         _require(self.learning_rate > 0, "no learning", "learning_rate", self.learning_rate, "> 0")
         _require(0 <= self.warmup_ratio <= 1, "a share is 0 to 1", "warmup_ratio", self.warmup_ratio, "0 to 1")
         _require(self.num_train_epochs > 0, "no training", "num_train_epochs", self.num_train_epochs, "> 0")
@@ -213,7 +199,7 @@ class OutputConfig:
     """What is written, how often, and who is told."""
 
     output_dir: str
-    """Folder of this run; it must not hold another one."""
+    """Folder of this run; it must not hold another one, unless --resume goes on with that."""
     logging_steps: int = 1
     """Optimizer steps between two lines of metrics."""
     eval_steps: int = 0
@@ -221,7 +207,7 @@ class OutputConfig:
     save_steps: int = 0
     """Optimizer steps between two checkpoints; 0: none before the end."""
     save_total_limit: int = 3
-    """Checkpoints kept, the newest ones."""
+    """Checkpoints kept: the newest ones, and beside them the one with the lowest held-out loss."""
     sample_prompts: tuple[str, ...] = ()
     """Questions that the model answers at every evaluation."""
     sample_max_new_tokens: int = 64
@@ -252,9 +238,11 @@ class Config:
     data: DataConfig
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     output: OutputConfig
-    objective: Literal["sft"] = "sft"
-    """What is minimised: sft is the mean negative log-likelihood of the supervised tokens."""
+    objective: Literal["sft", "dpo"] = "sft"
+    """What is minimised: sft is the mean negative log-likelihood of the supervised tokens; dpo the mean loss of
+    pairs of a chosen and a rejected answer."""
     seed: int = 42
     """Seed of the split, the order, the adapter's start values and dropout."""
     deepspeed: str = "ds_configs/zero2.json"
@@ -267,6 +255,12 @@ class Config:
     """GPU memory this process may take, GiB: rehearse a smaller card on a larger one; None for all."""
     resume: str = "never"
     """never, auto (newest whole checkpoint of output_dir, else a fresh start), or a checkpoint folder."""
+    allow_changed: tuple[str, ...] = ()
+    """With --resume: options, or base_fingerprint, data_fingerprint, rendering, that may differ from the saved run."""
+    max_hours: float | None = None
+    """Stop in time to have saved so many hours after the start; None for no limit."""
+    hang_timeout_minutes: float = 30.0
+    """End the process, with the stack of every thread, when nothing has moved for so long, minutes."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**32, "a seed is a natural number", "seed", self.seed, "0 to 4294967295")
@@ -277,6 +271,17 @@ class Config:
             "micro_batch_tokens",
             self.batch.micro_batch_tokens,
             f"{longest} or more, or a smaller --max_seq_length",
+        )
+        _require(self.max_hours is None or self.max_hours > 0, "no time at all", "max_hours", self.max_hours, "> 0")
+        timeout = self.hang_timeout_minutes
+        _require(timeout > 0, "everything would count as a hang", "hang_timeout_minutes", timeout, "> 0")
+        check_objective(
+            self.objective,
+            self.preference,
+            longest=longest,
+            micro_batch_tokens=self.batch.micro_batch_tokens,
+            dataset_format=self.data.dataset_format,
+            train_on=self.data.train_on,
         )
 
     def flat(self) -> dict[str, object]:

@@ -8,6 +8,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
@@ -53,7 +54,12 @@ class MicroBatch:
         """Labels that carry loss after the shift; 0 for a filler."""
         return int((self.labels != IGNORE_INDEX).sum())
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "MicroBatch":
+    @property
+    def num_examples(self) -> int:
+        """What `global_batch_size` counts: sequences here."""
+        return len(self.document_lengths)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """A copy on the device."""
         moved = replace(
             self,
@@ -62,6 +68,35 @@ class MicroBatch:
             position_ids=self.position_ids.to(device, non_blocking=non_blocking),
         )
         # Taken along, because counting on the device would make the host wait for it.
+        vars(moved)["num_scored"] = self.num_scored
+        vars(moved)["cu_seqlens"] = self.cu_seqlens.to(device, non_blocking=non_blocking)
+        return moved
+
+
+@dataclass(frozen=True)
+class PairMicroBatch(MicroBatch):
+    """Pairs in one row: documents 2p and 2p + 1 are the chosen and the rejected side of its pair p.
+
+    answer_tokens: scored tokens of each document, int64 (2 * pairs,); empty in a filler.
+    reference_logps: log-probabilities of both answers under the reference, fp32 (pairs, 2); None without one.
+    """
+
+    answer_tokens: torch.Tensor
+    reference_logps: torch.Tensor | None = None
+
+    @property
+    def num_examples(self) -> int:
+        """What `global_batch_size` counts: pairs here; 0 for a filler."""
+        return self.answer_tokens.numel() // 2
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """A copy on the device."""
+        reference = self.reference_logps
+        moved = replace(
+            super().to(device, non_blocking),
+            answer_tokens=self.answer_tokens.to(device, non_blocking=non_blocking),
+            reference_logps=None if reference is None else reference.to(device, non_blocking=non_blocking),
+        )
         vars(moved)["num_scored"] = self.num_scored
         vars(moved)["cu_seqlens"] = self.cu_seqlens.to(device, non_blocking=non_blocking)
         return moved
@@ -89,15 +124,46 @@ def filler(sequence: TokenSequence) -> MicroBatch:
     return collate([TokenSequence(input_ids, np.full_like(input_ids, IGNORE_INDEX))])
 
 
+def collate_pairs(
+    pairs: Sequence[tuple[TokenSequence, TokenSequence]], reference_logps: torch.Tensor | None = None
+) -> PairMicroBatch:
+    """One row of all pairs, the chosen side of each before the rejected one.
+
+    Args:
+        pairs: Chosen and rejected side, with the same prompt.
+        reference_logps: fp32 (pairs, 2), in the order of the pairs.
+    """
+    sequences = [side for pair in pairs for side in pair]
+    counts = [int(np.count_nonzero(side.labels[1:] != IGNORE_INDEX)) for side in sequences]
+    return _as_pairs(collate(sequences), torch.tensor(counts), reference_logps)
+
+
+def pair_filler(sequence: TokenSequence, *, with_reference: bool) -> PairMicroBatch:
+    """A micro-batch without pairs; `with_reference` as in the batches of the other ranks."""
+    empty = torch.zeros(0, 2) if with_reference else None
+    return _as_pairs(filler(sequence), torch.zeros(0, dtype=torch.int64), empty)
+
+
+def _as_pairs(row: MicroBatch, answer_tokens: torch.Tensor, reference_logps: torch.Tensor | None) -> PairMicroBatch:
+    return PairMicroBatch(
+        input_ids=row.input_ids,
+        labels=row.labels,
+        position_ids=row.position_ids,
+        document_lengths=row.document_lengths,
+        answer_tokens=answer_tokens,
+        reference_logps=reference_logps,
+    )
+
+
 def assign(lengths: Sequence[int], *, world_size: int, micro_batch_tokens: int, packing: bool) -> list[list[list[int]]]:
-    """Share the sequences of one step out: rank -> micro-batch -> numbers of sequences.
+    """Share the examples of one step (sequences, or pairs) out: rank -> micro-batch -> numbers of examples.
 
     Every rank gets the same number of micro-batches, as few as best-fit-decreasing packing gives. Then the sequences
     are spread evenly over these, longest first into the emptiest (LPT), and the micro-batches over the ranks so that
     those that run at the same time are alike and the ranks' sums are too. An empty micro-batch stands for a filler.
 
     Args:
-        lengths: Tokens of each sequence of the step.
+        lengths: Tokens of each example of the step; a pair counts both sides and stays together.
         world_size: Number of ranks.
         micro_batch_tokens: Tokens of a micro-batch, at most.
         packing: False gives every sequence a micro-batch of its own.

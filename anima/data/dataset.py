@@ -1,6 +1,6 @@
 """Tokenised sequences on disk: an Arrow file that is mapped into memory, so that its size does not matter.
 
-Labels are kept as the lengths of alternating given and learned stretches. Knows neither text nor batches.
+Labels are kept as the lengths of alternating given and learned stretches. Knows no text.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from anima.data.batching import MicroBatch, collate, filler
 from anima.data.encode import IGNORE_INDEX, TokenSequence
 from anima.data.order import IndexArray
 
@@ -106,6 +107,14 @@ class TokenizedDataset:
         lengths = self._stretches[row]
         learned = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
         return TokenSequence(input_ids, np.where(learned, input_ids, np.int32(IGNORE_INDEX)).astype(np.int32))
+
+    def batch(self, indices: Sequence[int] | IndexArray) -> MicroBatch:
+        """The sequences of these numbers in one packed row."""
+        return collate([self[int(i)] for i in indices])
+
+    def filler(self) -> MicroBatch:
+        """A row without loss, for a rank that has nothing to do."""
+        return filler(self[0])
 
     def source(self, index: int) -> str:
         """Where the sequence comes from, as `file:line`."""

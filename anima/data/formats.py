@@ -4,8 +4,9 @@ A new layout is one entry of FORMATS. Knows no files; errors name the place that
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from anima.data.dialogues import CHIP2, HH_RLHF, OASST1, Dialect, dialect_of, split_dialogue
 from anima.data.records import ROLES, Conversation, Message, Role, find_problem
@@ -23,11 +24,12 @@ class Turn:
 
 
 Row = Mapping[str, object]
+Converted = TypeVar("Converted", covariant=True)
 Convert = Callable[[Row, str], list[Turn]]
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
+@dataclass(frozen=True)
+class Format(Generic[Converted]):
     """A layout. A row has it when it holds all of `keys` and none of `absent`; other columns do not matter.
 
     One that is not `detected` has to be named: its rows could be meant otherwise, or it is another name of a format.
@@ -35,7 +37,7 @@ class Format:
 
     name: str
     keys: tuple[str, ...]
-    convert: Convert
+    convert: Callable[[Row, str], Converted]
     absent: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     detected: bool = True
@@ -44,12 +46,18 @@ class Format:
         return f"{self.name} ({', '.join((*self.keys, *(f'[{key}]' for key in self.optional)))})"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as an error shows it: its start and its type."""
     text = repr(value)
     return f"{text[:60]}{'...' if len(text) > 60 else ''} ({type(value).__name__})"
 
 
-def _value(row: Row, key: str, source: str, path: str = "") -> object:
+def value_of(row: Row, key: str, source: str, path: str = "") -> object:
+    """What the row holds under a key; `path` stands before the key in the error.
+
+    Raises:
+        DataError: The row has no such key.
+    """
     if key not in row:
         raise DataError(
             f"the row has no key {path}{key}",
@@ -60,10 +68,15 @@ def _value(row: Row, key: str, source: str, path: str = "") -> object:
     return row[key]
 
 
-def _text(value: object, key: str, source: str) -> str:
+def text_of(value: object, key: str, source: str) -> str:
+    """The value as text.
+
+    Raises:
+        DataError: It is something else.
+    """
     if not isinstance(value, str):
         raise DataError(
-            f"{key} is not text", where=source, got=_shown(value), allowed="a string", fix=f"write {key} as a string"
+            f"{key} is not text", where=source, got=shown(value), allowed="a string", fix=f"write {key} as a string"
         )
     return value
 
@@ -73,16 +86,16 @@ def _optional_text(row: Row, key: str, source: str) -> str:
     value = row.get(key)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    return _text(value, key, source)
+    return text_of(value, key, source)
 
 
-def _chat(list_key: str, role_key: str, content_key: str, roles: Mapping[str, Role]) -> Convert:
+def chat_of(list_key: str, role_key: str, content_key: str, roles: Mapping[str, Role]) -> Convert:
     """A converter of chats: a list of objects under `list_key`, and perhaps a `system` text beside it."""
 
     def convert(row: Row, source: str) -> list[Turn]:
-        items = _value(row, list_key, source)
+        items = value_of(row, list_key, source)
         if not isinstance(items, list):
-            raise DataError(f"{list_key} is not a list", where=source, got=_shown(items), allowed="a list of messages")
+            raise DataError(f"{list_key} is not a list", where=source, got=shown(items), allowed="a list of messages")
         turns = []
         system = _optional_text(row, "system", source) if list_key == "conversations" else ""
         if system.strip():
@@ -90,11 +103,11 @@ def _chat(list_key: str, role_key: str, content_key: str, roles: Mapping[str, Ro
         for i, item in enumerate(items):
             path = f"{list_key}[{i}]."
             if not isinstance(item, dict):
-                raise DataError(f"{path[:-1]} is not an object", where=source, got=_shown(item), allowed="an object")
-            speaker = _text(_value(item, role_key, source, path), path + role_key, source)
+                raise DataError(f"{path[:-1]} is not an object", where=source, got=shown(item), allowed="an object")
+            speaker = text_of(value_of(item, role_key, source, path), path + role_key, source)
             calls = tool_calls_of(item, path, source)
             no_text = bool(calls) and item.get(content_key) is None
-            content = "" if no_text else _text(_value(item, content_key, source, path), path + content_key, source)
+            content = "" if no_text else text_of(value_of(item, content_key, source, path), path + content_key, source)
             if speaker not in roles:
                 raise DataError(
                     f"{path}{role_key} is no known speaker", where=source, got=repr(speaker), allowed=", ".join(roles)
@@ -112,9 +125,9 @@ def _chat(list_key: str, role_key: str, content_key: str, roles: Mapping[str, Ro
 
 
 def _alpaca(row: Row, source: str) -> list[Turn]:
-    instruction = _text(_value(row, "instruction", source), "instruction", source)
+    instruction = text_of(value_of(row, "instruction", source), "instruction", source)
     context = _optional_text(row, "input", source)
-    output = _text(_value(row, "output", source), "output", source)
+    output = text_of(value_of(row, "output", source), "output", source)
     return [
         Turn(Message("user", instruction, context), "instruction", "instruction"),
         Turn(Message("assistant", output), "output", "output"),
@@ -127,8 +140,8 @@ def _pair(prompt_key: str, answer_key: str) -> Convert:
     def convert(row: Row, source: str) -> list[Turn]:
         if isinstance(row.get(prompt_key), list) and isinstance(row.get(answer_key), list):
             return _lists(row, prompt_key, answer_key, source)
-        prompt = _text(_value(row, prompt_key, source), prompt_key, source)
-        answer = _text(_value(row, answer_key, source), answer_key, source)
+        prompt = text_of(value_of(row, prompt_key, source), prompt_key, source)
+        answer = text_of(value_of(row, answer_key, source), answer_key, source)
         return [
             Turn(Message("user", prompt), prompt_key, prompt_key),
             Turn(Message("assistant", answer), answer_key, answer_key),
@@ -140,7 +153,7 @@ def _pair(prompt_key: str, answer_key: str) -> Convert:
 def _lists(row: Row, prompt_key: str, answer_key: str, source: str) -> list[Turn]:
     """A list of questions and one of their answers, as Chinese-Vicuna's chat sets have them."""
     columns: list[tuple[Role, str]] = [("user", prompt_key), ("assistant", answer_key)]
-    lists = [_value(row, key, source) for _, key in columns]
+    lists = [value_of(row, key, source) for _, key in columns]
     sizes = [len(values) for values in lists if isinstance(values, list)]
     if sizes[0] != sizes[1]:
         what = f"{prompt_key} and {answer_key} are lists of different lengths"
@@ -149,7 +162,7 @@ def _lists(row: Row, prompt_key: str, answer_key: str, source: str) -> list[Turn
     for i in range(sizes[0]):
         for (role, key), values in zip(columns, lists, strict=True):
             name = f"{key}[{i}]"
-            turns.append(Turn(Message(role, _text(values[i], name, source)), name, name))  # type: ignore[index]
+            turns.append(Turn(Message(role, text_of(values[i], name, source)), name, name))  # type: ignore[index]
     return turns
 
 
@@ -157,7 +170,7 @@ def _dialogue(key: str, dialect: Dialect) -> Convert:
     """A converter of a dialogue in one text."""
 
     def convert(row: Row, source: str) -> list[Turn]:
-        text = _text(_value(row, key, source), key, source)
+        text = text_of(value_of(row, key, source), key, source)
         return [Turn(Message(role, said), key, key) for role, said in split_dialogue(text, dialect, key, source)]
 
     return convert
@@ -165,7 +178,7 @@ def _dialogue(key: str, dialect: Dialect) -> Convert:
 
 def _whole_text(row: Row, source: str) -> list[Turn]:
     """A text without turns, all learned: the answer to an empty prompt, which only the plain template keeps empty."""
-    text = _text(_value(row, "text", source), "text", source)
+    text = text_of(value_of(row, "text", source), "text", source)
     return [Turn(Message("user", ""), "text", "text"), Turn(Message("assistant", text), "text", "text")]
 
 
@@ -181,12 +194,12 @@ SHAREGPT_SPEAKERS: Mapping[str, Role] = {
     "bing": "assistant",
 }
 
-FORMATS: tuple[Format, ...] = (
-    Format("messages", ("messages",), _chat("messages", "role", "content", MESSAGE_ROLES), optional=("tools",)),
+FORMATS: tuple[Format[list[Turn]], ...] = (
+    Format("messages", ("messages",), chat_of("messages", "role", "content", MESSAGE_ROLES), optional=("tools",)),
     Format(
         "sharegpt",
         ("conversations",),
-        _chat("conversations", "from", "value", SHAREGPT_SPEAKERS),
+        chat_of("conversations", "from", "value", SHAREGPT_SPEAKERS),
         optional=("system",),
     ),
     Format("alpaca", ("instruction", "output"), _alpaca, optional=("input",)),
@@ -198,22 +211,23 @@ FORMATS: tuple[Format, ...] = (
     Format("alpaca_clean", ("instruction", "output"), _alpaca, optional=("input",), detected=False),
     Format("self_instruct", ("prompt", "completion"), _pair("prompt", "completion"), detected=False),
     Format("long_data", ("prompt", "completion"), _pair("prompt", "completion"), detected=False),
-    Format("hh_rlhf", ("chosen",), _dialogue("chosen", HH_RLHF), optional=("rejected",), detected=False),
+    Format("hh_rlhf_chosen", ("chosen",), _dialogue("chosen", HH_RLHF), optional=("rejected",), detected=False),
 )
 
 
-def detect_format(keys: Collection[str], source: str) -> str:
+def detect_format(keys: Collection[str], source: str, formats: Sequence[Format[object]] = FORMATS) -> str:
     """The name of the one format that a row with these keys has.
 
     Args:
         keys: The row; or only its keys, and then a row of one `text` cannot be told from other such rows.
         source: Where the row is.
+        formats: Those to choose from.
 
     Raises:
         DataError: No format matches, or more than one.
     """
-    known = "; ".join(map(str, FORMATS))
-    fitting = [f for f in FORMATS if set(f.keys) <= set(keys) and not set(f.absent) & set(keys) and f.detected]
+    known = "; ".join(map(str, formats))
+    fitting = [f for f in formats if set(f.keys) <= set(keys) and not set(f.absent) & set(keys) and f.detected]
     matches = [f.name for f in fitting]
     if isinstance(keys, Mapping) and {f.keys for f in fitting} == {("text",)}:
         matches = [dialect_of(keys["text"])]
@@ -232,9 +246,10 @@ def _way_in(keys: Collection[str]) -> str:
     """What to do with a row that fits no format."""
     if not {"chosen", "rejected"} <= set(keys):
         return "rename the columns to those of a format"
-    if isinstance(keys, Mapping) and HH_RLHF.speaker.search(str(keys["chosen"])):
-        return "to learn the chosen dialogues: --dataset_format hh_rlhf"
-    return "these are preferences, not answers to learn: keep prompt and chosen under the names of a format"
+    dialogues = isinstance(keys, Mapping) and HH_RLHF.speaker.search(str(keys["chosen"])) is not None
+    return "these are preferences: --objective dpo" + (
+        "; to learn the chosen dialogues: --dataset_format hh_rlhf_chosen" if dialogues else ""
+    )
 
 
 def to_conversation(row: Row, format_name: str, source: str) -> Conversation:

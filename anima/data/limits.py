@@ -1,6 +1,7 @@
 """The length limits and what happens to a row over them: drop, trim the user's text, or stop. Answers are never cut.
 
-Turns segments into a TokenSequence, or into the reason why there is none.
+Turns the segments of a row into TokenSequences, or into the reason why there are none. A row has one rendering, or
+two with the same prompt (a preference pair), which then keep the same prompt ids.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,10 @@ _TRIM_ROUNDS = 8
 """Tokens change a little when text is cut, so a trimmed row is measured again; a few rounds always do."""
 
 
+Renderings = Sequence[Sequence[Segment]]
+"""One row: its segments, or those of both sides of a pair."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lengths:
     """Tokens before the last answer, of the last answer with its stop token, and of the whole row."""
@@ -32,9 +37,9 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """What became of a row: a sequence, or the reason for dropping it."""
+    """What became of a row: a sequence for each rendering, or the reason for dropping it."""
 
-    sequence: TokenSequence | None
+    sequences: tuple[TokenSequence, ...]
     dropped: str | None
     trimmed: bool
     num_answers: int
@@ -42,18 +47,28 @@ class EncodedRow:
     num_stopped: int
     """Those whose last token is a stop token."""
     whole: Lengths = Lengths(0, 0, 0)
-    """Its lengths before anything was cut or dropped."""
-    segments: tuple[Segment, ...] | None = None
-    """What was left of its text, if it was trimmed."""
+    """Its lengths before anything was cut or dropped; of a pair, the longer side's."""
+    left: tuple[tuple[Segment, ...], ...] | None = None
+    """What trimming left of each rendering; None if nothing was trimmed."""
+
+
+def _last_answer(runs: Sequence[Run]) -> int | None:
+    return max((i for i, run in enumerate(runs) if run.trainable), default=None)
 
 
 def _measure(runs: Sequence[Run]) -> Lengths:
     """Tokens before the last answer, of the last answer, and of all; without an answer told apart, only of all."""
     total = sum(len(run.ids) for run in runs)
-    last = max((i for i, run in enumerate(runs) if run.trainable), default=None)
+    last = _last_answer(runs)
     if last is None:
         return Lengths(0, 0, total)
     return Lengths(sum(len(run.ids) for run in runs[:last]), len(runs[last].ids), total)
+
+
+def _longest(encoded: Sequence[Sequence[Run]]) -> Lengths:
+    """The longest of each over all renderings of a row."""
+    found = [_measure(runs) for runs in encoded]
+    return Lengths(max(x.source for x in found), max(x.target for x in found), max(x.total for x in found))
 
 
 class RowEncoder:
@@ -62,12 +77,13 @@ class RowEncoder:
     Args:
         tokenizer: The tokenizer.
         config: Its limits, `truncation` and `train_on` are used.
+        last_answer_only: Only the last answer of a conversation is learned, as for preference pairs.
 
     Raises:
         ModelError: `truncation` is trim_prompt and the tokenizer cannot tell where in the text a token starts.
     """
 
-    def __init__(self, tokenizer: Tokenizer, config: DataConfig) -> None:
+    def __init__(self, tokenizer: Tokenizer, config: DataConfig, *, last_answer_only: bool = False) -> None:
         if config.truncation == "trim_prompt" and not getattr(tokenizer, "is_fast", False):
             raise ModelError(
                 "the tokenizer does not tell where its tokens start in the text, as trim_prompt needs",
@@ -79,24 +95,26 @@ class RowEncoder:
         self._tokenizer = tokenizer
         self._encoder = Encoder(tokenizer)
         self._config = config
+        self._last_answer_only = last_answer_only
         self._total = config.sequence_limit
         self._source = min(config.source_max_len or self._total, self._total)
         self._target = min(config.target_max_len or self._total, self._total)
 
-    def encode(self, rows: Sequence[Sequence[Segment]], sources: Sequence[str]) -> list[EncodedRow]:
+    def encode(self, rows: Sequence[Renderings], sources: Sequence[str]) -> list[EncodedRow]:
         """What became of each row.
 
         Args:
-            rows: The segments of each row.
+            rows: The renderings of each row; if there are two, they have the same prompt.
             sources: Where each row comes from, for errors.
 
         Raises:
-            DataError: A row is over a limit and the policy is error.
+            DataError: A row is over a limit and the policy is error, or the two prompts of a pair differ.
         """
-        encoded = self._encoder.encode(rows)
+        ids = iter(self._encoder.encode([segments for row in rows for segments in row]))
+        encoded = [[next(ids) for _ in row] for row in rows]
         return [
-            replace(self._fit(segments, runs, source), whole=_measure(runs))
-            for segments, runs, source in zip(rows, encoded, sources, strict=True)
+            replace(self._fit(row, runs, source), whole=_longest(runs))
+            for row, runs, source in zip(rows, encoded, sources, strict=True)
         ]
 
     def _over(self, lengths: Lengths) -> tuple[str, int, int] | None:
@@ -109,11 +127,12 @@ class RowEncoder:
             return TOO_LONG, lengths.total, self._total
         return None
 
-    def _fit(self, segments: Sequence[Segment], runs: list[Run], source: str) -> EncodedRow:
-        lengths = _measure(runs)
+    def _fit(self, row: Renderings, encoded: list[list[Run]], source: str) -> EncodedRow:
+        _check_prompts(encoded, source)
+        lengths = _longest(encoded)
         over = self._over(lengths)
         if over is None:
-            return self._kept(runs, trimmed=False)
+            return self._kept(encoded, trimmed=False)
         reason, length, limit = over
         if self._config.truncation == "error":
             raise DataError(
@@ -125,26 +144,29 @@ class RowEncoder:
             )
         if self._config.truncation == "drop" or lengths.target > self._target:
             return _dropped(reason)
-        return self._trimmed(segments, lengths)
+        return self._trimmed(row, lengths)
 
-    def _kept(self, runs: list[Run], *, trimmed: bool) -> EncodedRow:
-        sequence = to_sequence(runs, train_on_all=self._config.train_on == "all")
-        answers = [run for run in runs if run.trainable]
+    def _kept(self, encoded: Sequence[list[Run]], *, trimmed: bool) -> EncodedRow:
+        if self._last_answer_only:
+            encoded = [_only_last(runs) for runs in encoded]
+        train_on_all = self._config.train_on == "all"
+        sequences = tuple(to_sequence(runs, train_on_all=train_on_all) for runs in encoded)
+        answers = [run for runs in encoded for run in runs if run.trainable]
         stopped = sum(self._encoder.is_stop(run.ids[-1]) for run in answers)
-        return EncodedRow(sequence, None, trimmed, len(answers), stopped)
+        return EncodedRow(sequences, None, trimmed, len(answers), stopped)
 
-    def _trimmed(self, segments: Sequence[Segment], lengths: Lengths) -> EncodedRow:
-        """Shorten the user's texts until the row fits, or find that it never will."""
+    def _trimmed(self, row: Renderings, lengths: Lengths) -> EncodedRow:
+        """Shorten the user's texts, by the same in every rendering, until all fit, or find that they never will."""
         for _ in range(_TRIM_ROUNDS):
             excess = max(lengths.source - self._source, lengths.total - self._total)
-            shorter = self._shorten(segments, excess)
-            if shorter == segments:
+            shorter = [self._shorten(segments, excess) for segments in row]
+            if shorter == list(row):
                 break
-            segments = shorter
-            runs = self._encoder.encode([segments])[0]
-            lengths = _measure(runs)
+            row = shorter
+            encoded = self._encoder.encode(row)
+            lengths = _longest(encoded)
             if self._over(lengths) is None:
-                return replace(self._kept(runs, trimmed=True), segments=tuple(segments))
+                return replace(self._kept(encoded, trimmed=True), left=tuple(map(tuple, row)))
         return _dropped(STILL_TOO_LONG)
 
     def _shorten(self, segments: Sequence[Segment], excess: int) -> list[Segment]:
@@ -171,5 +193,21 @@ class RowEncoder:
         return [int(start) for start, _ in encoded["offset_mapping"][0]]
 
 
+def _check_prompts(encoded: Sequence[Sequence[Run]], source: str) -> None:
+    """The ids before the last answer must be the same in every rendering of a row."""
+    prompts = [runs[: _last_answer(runs)] for runs in encoded]
+    if any(prompt != prompts[0] for prompt in prompts):
+        raise DataError(
+            "the template renders the prompt otherwise for the other answer, so the two cannot be compared",
+            where=source,
+            fix="use --chat_template alpaca, vicuna or guanaco",
+        )
+
+
+def _only_last(runs: Sequence[Run]) -> list[Run]:
+    last = _last_answer(runs)
+    return [replace(run, trainable=i == last) for i, run in enumerate(runs)]
+
+
 def _dropped(reason: str) -> EncodedRow:
-    return EncodedRow(None, reason, trimmed=False, num_answers=0, num_stopped=0)
+    return EncodedRow((), reason, trimmed=False, num_answers=0, num_stopped=0)

@@ -1,22 +1,62 @@
-"""Which sequences each optimizer step holds, and this rank's micro-batches of them. No state: a step is a function
+"""Which examples each optimizer step holds, and this rank's micro-batches of them. No state: a step is a function
 of (seed, number of the step), so resuming is starting at that number. Ranks arrive as plain integers.
+
+An example is what `global_batch_size` counts and what stays together: a sequence, or a pair of them.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from anima.data.batching import MicroBatch, assign, collate, filler
-from anima.data.dataset import TokenizedDataset
+from anima.data.batching import assign
 from anima.data.order import IndexArray, shuffled
 
 EPOCH_ORDER = 2
 """Purpose of the seeded order of an epoch."""
 
+SEQUENCES_TO_PACK = 100_000
+"""How many sequences are packed beforehand to find the heaviest micro-batch; some seconds."""
 
-class StepLoader:
+
+class Scored(Protocol):
+    """A packed row that knows how much of it carries loss."""
+
+    @property
+    def num_scored(self) -> int:
+        """Labels that carry loss after the shift."""
+        ...
+
+
+Batch = TypeVar("Batch", covariant=True, bound=Scored)
+
+
+class Examples(Protocol[Batch]):
+    """A set as the loaders need it: a TokenizedDataset, or a PairDataset."""
+
+    lengths: IndexArray
+    """Tokens of each example, int64 of shape (len,)."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def batch(self, indices: Sequence[int] | IndexArray) -> Batch:
+        """The examples of these numbers in one packed row."""
+        ...
+
+    def filler(self) -> Batch:
+        """A row without loss, for a rank that has nothing to do."""
+        ...
+
+    def source(self, index: int) -> str:
+        """Where the example comes from, as `file:line`."""
+        ...
+
+
+class StepLoader(Generic[Batch]):
     """The steps of a run.
 
     All epochs' orders, one behind the other, make an endless stream; step s holds its positions
@@ -24,7 +64,7 @@ class StepLoader:
 
     Args:
         dataset: The training set.
-        global_batch_size: Sequences of a step over all ranks.
+        global_batch_size: Examples of a step over all ranks.
         micro_batch_tokens: Tokens of a micro-batch, at most.
         packing: Several sequences in a micro-batch.
         seed: Decides the order.
@@ -37,7 +77,7 @@ class StepLoader:
 
     def __init__(
         self,
-        dataset: TokenizedDataset,
+        dataset: Examples[Batch],
         *,
         global_batch_size: int,
         micro_batch_tokens: int,
@@ -60,7 +100,7 @@ class StepLoader:
         """Steps until every row was seen `num_train_epochs` times; the last one may be smaller."""
         return math.ceil(self._end(num_train_epochs) / self._batch_size)
 
-    def step(self, index: int, *, num_train_epochs: float | None = None) -> list[MicroBatch]:
+    def step(self, index: int, *, num_train_epochs: float | None = None) -> list[Batch]:
         """This rank's micro-batches of step `index`, counted from 0; every rank has as many.
 
         Args:
@@ -75,14 +115,12 @@ class StepLoader:
         shares = assign(
             lengths.tolist(), world_size=self._world_size, micro_batch_tokens=self._budget, packing=self._packing
         )
-        shortest = int(rows[int(np.argmin(lengths))])
         return [
-            collate([self._dataset[int(rows[i])] for i in members]) if members else filler(self._dataset[shortest])
-            for members in shares[self._rank]
+            self._dataset.batch(rows[members]) if members else self._dataset.filler() for members in shares[self._rank]
         ]
 
     def rows(self, index: int, *, num_train_epochs: float | None = None) -> IndexArray:
-        """Numbers of the sequences of step `index` over all ranks, in the order of the stream.
+        """Numbers of the examples of step `index` over all ranks, in the order of the stream.
 
         Raises:
             IndexError: The stream ends before this step.
@@ -94,6 +132,40 @@ class StepLoader:
             raise IndexError(f"no step {index} in {num_train_epochs} epochs")
         epochs, places = np.divmod(np.arange(start, stop), len(self._dataset))
         return np.concatenate([self._order(int(e))[places[epochs == e]] for e in np.unique(epochs)])
+
+    def heaviest(self, num_steps: int, *, num_train_epochs: float | None = None) -> Batch:
+        """The micro-batch with the most tokens of all ranks in steps [0, num_steps); the same on every rank.
+
+        Packing every step of a long run beforehand would take minutes: beyond 100,000 sequences it is the longest
+        sequences that fit into the budget together, which is at least as large.
+        """
+        lengths = self._dataset.lengths
+        if num_steps * self._batch_size > SEQUENCES_TO_PACK:
+            longest_first = np.argsort(-lengths, kind="stable")
+            loads = np.cumsum(lengths[longest_first])
+            count = int(np.searchsorted(loads, self._budget, side="right")) if self._packing else 1
+            return self._dataset.batch(longest_first[: max(1, count)])
+        heaviest, most = [int(lengths.argmax())], 0
+        for index in range(num_steps):
+            rows = self.rows(index, num_train_epochs=num_train_epochs)
+            shares = assign(
+                lengths[rows].tolist(),
+                world_size=self._world_size,
+                micro_batch_tokens=self._budget,
+                packing=self._packing,
+            )
+            for members in (members for share in shares for members in share):
+                if (load := int(lengths[rows[members]].sum())) > most:
+                    heaviest, most = [int(rows[i]) for i in members], load
+        return self._dataset.batch(heaviest)
+
+    def probe(self) -> Batch:
+        """The first sequence of the set that carries loss, alone: the same for any ranks, budget and seed."""
+        for i in range(len(self._dataset)):
+            batch = self._dataset.batch([i])
+            if batch.num_scored:
+                return batch
+        raise ValueError("nothing in the training set carries loss")
 
     def sources(self, index: int, *, num_train_epochs: float | None = None) -> list[str]:
         """Where the rows of step `index` come from, as `file:line`, for error reports."""
@@ -108,8 +180,8 @@ class StepLoader:
         return max(1, round(num_train_epochs * len(self._dataset)))
 
 
-class EvalLoader:
-    """All sequences of a set once, in order, shared out over the ranks in equal numbers of micro-batches.
+class EvalLoader(Generic[Batch]):
+    """All examples of a set once, in order, shared out over the ranks in equal numbers of micro-batches.
 
     Args:
         dataset: The held-out set.
@@ -123,7 +195,7 @@ class EvalLoader:
     """
 
     def __init__(
-        self, dataset: TokenizedDataset, *, micro_batch_tokens: int, packing: bool, rank: int, world_size: int
+        self, dataset: Examples[Batch], *, micro_batch_tokens: int, packing: bool, rank: int, world_size: int
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("a held-out set without sequences")
@@ -137,9 +209,9 @@ class EvalLoader:
     def __len__(self) -> int:
         return len(self._groups)
 
-    def __iter__(self) -> Iterator[MicroBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         for members in self._groups:
-            yield collate([self._dataset[i] for i in members]) if members else filler(self._dataset[0])
+            yield self._dataset.batch(members) if members else self._dataset.filler()
 
 
 def _in_order(lengths: list[int], budget: int) -> list[list[int]]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from anima.data.dataset import TokenizedDataset
+from anima.data.kinds import Dataset
 from anima.data.order import IndexArray, shuffled
 from anima.data.sources import Source
 from anima.errors import DataError
@@ -17,11 +17,11 @@ MIXTURE = 3
 """Purpose of the seeded order that chooses the rows of a fraction."""
 
 
-def mix(dataset: TokenizedDataset, sources: Sequence[Source], seed: int) -> tuple[TokenizedDataset, tuple[str, ...]]:
+def mix(dataset: Dataset, sources: Sequence[Source], seed: int) -> tuple[Dataset, tuple[str, ...]]:
     """The set with each row as often as its file's weight says, and a line about each file.
 
     Args:
-        dataset: Sequences that know the number of their file.
+        dataset: Sequences or pairs that know the number of their file.
         sources: The files by number.
         seed: Decides which rows a fraction holds.
 
@@ -31,7 +31,8 @@ def mix(dataset: TokenizedDataset, sources: Sequence[Source], seed: int) -> tupl
     if all(source.weight == 1 for source in sources):
         return dataset, ()
     files = dataset.files
-    parts, lines = [], []
+    parts: list[IndexArray] = []
+    lines = []
     for number, source in enumerate(sources):
         rows = np.flatnonzero(files == number)
         chosen = repeated(rows, source.weight, seed, number)
@@ -39,12 +40,12 @@ def mix(dataset: TokenizedDataset, sources: Sequence[Source], seed: int) -> tupl
             raise DataError(
                 "the weight leaves no row of the file",
                 where="--train_files",
-                got=f"{source.name}:{source.weight:g} of {len(rows)} sequences",
+                got=f"{source.name}:{source.weight:g} of {len(rows)}",
                 allowed=f"more than {0.5 / len(rows):.2g}",
                 fix="leave the file out, or raise its weight",
             )
         parts.append(chosen)
-        lines.append(f"{source.name} x {source.weight:g}: {len(chosen):,} of {len(rows):,} sequences an epoch")
+        lines.append(f"{source.name} x {source.weight:g}: {len(chosen):,} of {len(rows):,} an epoch")
     return dataset.select(np.concatenate(parts)), tuple(lines)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Generic
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ import pyarrow as pa
 from anima.config.schema import DataConfig
 from anima.data.cache import build_once
 from anima.data.dataset import SequenceWriter, TokenizedDataset
+from anima.data.kinds import CONVERSATIONS, Dataset, RecordKind
 from anima.data.mixture import mix
 from anima.data.order import shuffled
 from anima.data.report import CacheEntry, PreparationReport, SetReport
@@ -37,21 +39,21 @@ SPLIT = 1
 """Purpose of the seeded order that holds rows out."""
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedData:
+@dataclass(frozen=True)
+class PreparedData(Generic[Dataset]):
     """What a run trains on and is measured by."""
 
-    train: TokenizedDataset
-    eval: TokenizedDataset | None
+    train: Dataset
+    eval: Dataset | None
     report: PreparationReport
 
 
-@dataclass(frozen=True, slots=True)
-class TokenizedSet:
+@dataclass(frozen=True)
+class TokenizedSet(Generic[Dataset]):
     """One set of files as it lies in the cache, whatever can be learned from it."""
 
     sources: tuple[Source, ...]
-    dataset: TokenizedDataset
+    dataset: Dataset
     report: SetReport
     cache: CacheEntry
 
@@ -61,10 +63,25 @@ class TokenizedSet:
         return found
 
 
-def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int, template: Template | None = None) -> PreparedData:
+def prepare(
+    config: DataConfig, tokenizer: Tokenizer, *, seed: int, template: Template | None = None
+) -> PreparedData[TokenizedDataset]:
+    """`prepare_records` of conversations."""
+    return prepare_records(CONVERSATIONS, config, tokenizer, seed=seed, template=template)
+
+
+def prepare_records(
+    kind: RecordKind[Dataset],
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    template: Template | None = None,
+) -> PreparedData[Dataset]:
     """Tokenise the training and held-out data, or map what an earlier call left in the cache.
 
     Args:
+        kind: What a row is.
         config: What is read, how it is rendered, the limits, the cache folder.
         tokenizer: The model's tokenizer.
         seed: Decides which rows are held out by --eval_size and which a fractional weight chooses; it does not touch
@@ -77,15 +94,16 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int, template: Te
     """
     if template is None:
         template = make_template(config.chat_template, tokenizer, mask_answers=config.train_on == "assistant")
-    whole, held_out_set = tokenise(config, tokenizer, template)
+    whole, held_out_set = tokenise(kind, config, tokenizer, template)
     check_usable(whole)
-    held_out: TokenizedDataset | None
+    held_out: Dataset | None
     if held_out_set is not None:
         check_usable(held_out_set)
         train, held_out = whole.dataset, held_out_set.dataset
     else:
         train, held_out = split(whole.dataset, config.eval_size, seed)
     train, mixture = mix(train, whole.sources, seed)  # after the split, so that no copy of a row is held out
+    sets = {"train": train} if held_out is None else {"train": train, "eval": held_out}
     report = PreparationReport(
         template=template.name,
         train=whole.report,
@@ -94,37 +112,41 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int, template: Te
         eval=None if held_out_set is None else held_out_set.report,
         eval_cache=None if held_out_set is None else held_out_set.cache,
         eval_rows=len(held_out) if held_out is not None else 0,
+        unit=kind.name,
+        notes=tuple(f"{name}: {note}" for name, part in sets.items() for note in kind.notes(part)),
         mixture=mixture,
     )
     return PreparedData(train, held_out, report)
 
 
-def tokenise(config: DataConfig, tokenizer: Tokenizer, template: Template) -> tuple[TokenizedSet, TokenizedSet | None]:
+def tokenise(
+    kind: RecordKind[Dataset], config: DataConfig, tokenizer: Tokenizer, template: Template
+) -> tuple[TokenizedSet[Dataset], TokenizedSet[Dataset] | None]:
     """The training files and the held-out files in tokens, whether or not anything can be learned from them.
 
     Raises:
-        DataError: As for `prepare`, but for sets from which nothing is left.
+        DataError: As for `prepare_records`, but for sets from which nothing is left.
         ModelError: The tokenizer lacks something that the options need.
     """
     train_sources = resolve(config.train_files, "train_files", streaming=config.hub_streaming)
     eval_sources = resolve(config.eval_files, "eval_files", weights=False, streaming=config.hub_streaming)
     cache_dir = Path(config.data_cache_dir).expanduser()
-    identity = _identity(config, tokenizer, template)
+    identity = {**_identity(config, tokenizer, template), "records": kind.name}
     train_hashes = [source.content_hash(cache_dir) for source in train_sources]
     eval_hashes = [source.content_hash(cache_dir) for source in eval_sources]
     _check_apart(train_sources, train_hashes, eval_sources, eval_hashes)
-    builder = _Builder(config, tokenizer, template)
+    builder = _Builder(kind, config, tokenizer, template)
     whole = builder.build(train_sources, _key(identity, train_hashes))
     if not eval_sources:
         return whole, None
     return whole, builder.build(eval_sources, _key(identity, eval_hashes))
 
 
-def split(dataset: TokenizedDataset, size: float, seed: int) -> tuple[TokenizedDataset, TokenizedDataset | None]:
+def split(dataset: Dataset, size: float, seed: int) -> tuple[Dataset, Dataset | None]:
     """Training and held-out part, each in the order of the files; together they are the whole.
 
     Args:
-        dataset: All sequences.
+        dataset: All examples.
         size: Rows if 1 or more, share of the rows if below 1, 0 for none.
         seed: Decides which rows are held out.
 
@@ -178,7 +200,7 @@ def _check_apart(
             )
 
 
-def check_usable(found: TokenizedSet) -> None:
+def check_usable(found: TokenizedSet[Dataset]) -> None:
     """Refuse a set from which nothing right can be learned.
 
     Raises:
@@ -204,21 +226,22 @@ def check_usable(found: TokenizedSet) -> None:
         )
 
 
-class _Builder:
+class _Builder(Generic[Dataset]):
     """Tokenised sets from sources, through the cache."""
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer, template: Template) -> None:
+    def __init__(self, kind: RecordKind[Dataset], config: DataConfig, tokenizer: Tokenizer, template: Template) -> None:
+        self._kind = kind
         self._config = config
-        self._work = RowWork(config, tokenizer, template)
+        self._work = RowWork(kind, config, tokenizer, template)
         self._cache_dir = Path(config.data_cache_dir).expanduser()
 
-    def build(self, sources: tuple[Source, ...], key: str) -> TokenizedSet:
+    def build(self, sources: tuple[Source, ...], key: str) -> TokenizedSet[Dataset]:
         folder = self._cache_dir / key[:32]
         names = [source.name for source in sources]
         built = build_once(folder, partial(self._fill, sources=sources))
         try:
             report = SetReport.from_json(json.loads((folder / "report.json").read_text("utf-8")), names)
-            dataset = TokenizedDataset.open(folder / "tokens.arrow", names, key)
+            dataset = self._kind.dataset(TokenizedDataset.open(folder / "tokens.arrow", names, key))
         except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
             raise DataError(
                 "the cached data is damaged", where=folder, got=str(error).splitlines()[0], fix=f"rm -r {folder}"
@@ -231,7 +254,7 @@ class _Builder:
         lengths = [np.zeros((0, 3), np.int32)]
         writer = SequenceWriter(folder / "tokens.arrow")
         try:
-            batches = row_batches(self._config, sources, report)
+            batches = row_batches(self._config, self._kind.detect, sources, report)
             for encoded in encode_all(self._work, batches, self._config.data_workers):
                 writer.write(encoded.kept)
                 lengths.append(encoded.lengths)

@@ -1,4 +1,4 @@
-"""The typed record: a conversation that ends in an answer, checked when it is made.
+"""The typed records, checked when they are made: a conversation that ends in an answer; a prompt with two answers.
 
 Knows neither files nor formats nor text templates.
 """
@@ -113,3 +113,40 @@ class Conversation:
                 allowed=problem.allowed,
                 fix="mend or remove this row",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """A prompt, which ends in a user's turn, with the answer that was preferred and the one that was not.
+
+    The two may be the same; whether such a pair is used is the caller's business.
+
+    Raises:
+        DataError: The prompt with one of the answers is no conversation.
+    """
+
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    source: str
+
+    def __post_init__(self) -> None:
+        for name in ("chosen", "rejected"):
+            problem = find_problem((*self.prompt, Message("assistant", getattr(self, name))))
+            if problem is not None:
+                place = name if problem.index == len(self.prompt) else f"message {problem.index + 1} of the prompt"
+                raise DataError(
+                    f"{problem.what} ({place})",
+                    where=self.source,
+                    got=problem.got,
+                    allowed=problem.allowed,
+                    fix="mend or remove this row",
+                )
+
+    def conversations(self) -> tuple[Conversation, Conversation]:
+        """The prompt with the chosen answer, and with the rejected one."""
+        chosen, rejected = (
+            Conversation((*self.prompt, Message("assistant", answer)), self.source)
+            for answer in (self.chosen, self.rejected)
+        )
+        return chosen, rejected

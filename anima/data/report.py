@@ -46,7 +46,7 @@ class SetReport:
     rows: int = 0
     """Rows read."""
     kept: int = 0
-    """Sequences that came of them."""
+    """Sequences, or pairs, that came of them."""
     dropped: dict[str, Tally] = field(default_factory=dict)
     """By reason."""
     trimmed: Tally = field(default_factory=Tally)
@@ -128,6 +128,10 @@ class PreparationReport:
     """Of --eval_files; None when the held-out set is a part of the training files, or there is none."""
     eval_cache: CacheEntry | None
     eval_rows: int
+    unit: str = "sequences"
+    """What is counted, in the plural."""
+    notes: tuple[str, ...] = ()
+    """What a person should know before training."""
     mixture: tuple[str, ...] = ()
     """What the weights of the training files mean, a line a file; empty where each row occurs once an epoch."""
 
@@ -143,5 +147,4 @@ class PreparationReport:
                 lines += [f"{name}: {line}" for line in (f"files {', '.join(found.files)}", *found.lines())]
                 lines.append(f"{name}: {'reused' if cache.reused else 'built'} {cache.path}")
         lines += [f"train: mixture, {line}" for line in self.mixture]
-        lines.append(f"sequences to train on {self.train_rows:,}, held out {self.eval_rows:,}")
-        return lines
+        return [*lines, *self.notes, f"{self.unit} to train on {self.train_rows:,}, held out {self.eval_rows:,}"]

@@ -4,11 +4,11 @@ Finds out the layout of a file from its first row. Knows neither templates nor t
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from anima.config.schema import DataConfig
-from anima.data.formats import detect_format
+from anima.data.formats import Row
 from anima.data.report import SetReport
 from anima.data.row_work import BAD_ROW, RowBatch
 from anima.data.sources import Source
@@ -20,12 +20,15 @@ _LOG_ROWS = 100_000
 
 logger = logging.getLogger(__name__)
 
+Detect = Callable[[Row, str], str]
 
-def row_batches(config: DataConfig, sources: Sequence[Source], report: SetReport) -> Iterator[RowBatch]:
+
+def row_batches(config: DataConfig, detect: Detect, sources: Sequence[Source], report: SetReport) -> Iterator[RowBatch]:
     """Batches of all rows.
 
     Args:
         config: Its layout and its policy for bad rows.
+        detect: (row, source) -> the name of its layout.
         sources: The files, in order.
         report: Counts the rows that are dropped here; those in the batches are counted by whoever works on them.
 
@@ -34,14 +37,16 @@ def row_batches(config: DataConfig, sources: Sequence[Source], report: SetReport
     """
     read = 0
     for number, source in enumerate(sources):
-        for batch in _batches_of(config, number, source, report):
+        for batch in _batches_of(config, detect, number, source, report):
             if (read + len(batch.rows)) // _LOG_ROWS > read // _LOG_ROWS:
                 logger.info("%s rows read", f"{read + len(batch.rows):,}")
             read += len(batch.rows)
             yield batch
 
 
-def _batches_of(config: DataConfig, number: int, source: Source, report: SetReport) -> Iterator[RowBatch]:
+def _batches_of(
+    config: DataConfig, detect: Detect, number: int, source: Source, report: SetReport
+) -> Iterator[RowBatch]:
     before, found = report.rows, False
 
     def drop(error: DataError, place: str) -> None:
@@ -56,7 +61,7 @@ def _batches_of(config: DataConfig, number: int, source: Source, report: SetRepo
     for row in source.rows(on_bad):
         if not layout:
             try:
-                layout = detect_format(row.values, source.name + row.place)
+                layout = detect(row.values, source.name + row.place)
             except DataError as error:
                 on_bad(error, row.place)
                 unfit = unfit or error

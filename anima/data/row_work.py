@@ -5,14 +5,16 @@ A RowWork can be sent to another process. Knows no files and no cache.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from anima.config.schema import DataConfig
 from anima.data.encode import IGNORE_INDEX, TokenSequence
-from anima.data.formats import to_conversation
+from anima.data.kinds import RecordKind
 from anima.data.limits import EncodedRow, RowEncoder
+from anima.data.pair_formats import Unusable
 from anima.data.records import Conversation
 from anima.data.report import SetReport
 from anima.data.segments import Segment
@@ -21,6 +23,7 @@ from anima.data.text_files import RawRow, reason_of
 from anima.data.tokenizer import Tokenizer
 from anima.errors import DataError
 
+SAME_ANSWERS = "chosen and rejected are the same"
 BAD_ROW = "bad row: "
 """Begins the reasons of rows that --bad_rows drop leaves out."""
 
@@ -45,10 +48,19 @@ class EncodedBatch:
     report: SetReport = field(default_factory=SetReport)
 
 
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A row as the conversations it holds (one, or the two sides of a pair) and the text of each in segments."""
+
+    conversations: tuple[Conversation, ...]
+    segments: list[list[Segment]]
+
+
 class RowWork:
     """Converts, renders and encodes rows.
 
     Args:
+        kind: What a row is.
         config: Limits and policies.
         tokenizer: The tokenizer.
         template: How a conversation becomes text.
@@ -57,10 +69,11 @@ class RowWork:
         ModelError: The tokenizer lacks something that the options need.
     """
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer, template: Template) -> None:
+    def __init__(self, kind: RecordKind[Any], config: DataConfig, tokenizer: Tokenizer, template: Template) -> None:
+        self._read = kind.read  # and not the kind, which cannot be sent
         self._drops_bad_rows = config.bad_rows == "drop"
         self._template = template
-        self._encoder = RowEncoder(tokenizer, config)
+        self._encoder = RowEncoder(tokenizer, config, last_answer_only=kind.last_answer_only)
 
     def encode(self, batch: RowBatch) -> EncodedBatch:
         """The sequences of a batch.
@@ -80,49 +93,64 @@ class RowWork:
         places, rendered = [], []
         for row in batch.rows:
             try:
-                rendered.append(self.render(row, batch)[1])
+                found = self.render(row, batch)
             except DataError as error:
                 if not self._drops_bad_rows:
                     raise
                 report.drop(BAD_ROW + reason_of(error), batch.file, row.place)
                 continue
+            if isinstance(found, Unusable):
+                report.drop(found.reason, batch.file, row.place)
+                continue
+            rendered.append(found.segments)
             places.append(row.place)
         encoded = self._encoder.encode(rendered, [batch.name + place for place in places])
         kept = []
-        for found, place in zip(encoded, places, strict=True):
-            if found.sequence is None:
-                report.drop(str(found.dropped), batch.file, place)
+        for became, place in zip(encoded, places, strict=True):
+            if not became.sequences:
+                report.drop(str(became.dropped), batch.file, place)
                 continue
-            _count(report, found, found.sequence)
-            if found.trimmed:
+            if same_answers(became):
+                report.drop(SAME_ANSWERS, batch.file, place)
+                continue
+            _count(report, became)
+            if became.trimmed:
                 report.trimmed.add(batch.file, place)
-            kept.append((found.sequence, batch.file, place))
-        lengths = [(found.whole.source, found.whole.target, found.whole.total) for found in encoded]
+            kept += [(sequence, batch.file, place) for sequence in became.sequences]
+        lengths = [(became.whole.source, became.whole.target, became.whole.total) for became in encoded]
         return EncodedBatch(kept, np.array(lengths, np.int32).reshape(-1, 3), report)
 
-    def render(self, row: RawRow, batch: RowBatch) -> tuple[Conversation, list[Segment]]:
-        """A row as a conversation and as segments of text.
+    def render(self, row: RawRow, batch: RowBatch) -> Rendered | Unusable:
+        """A row as text, or why it cannot be used.
 
         Raises:
-            DataError: The row cannot be used, or not with this template.
+            DataError: The row is wrong, or does not go with this template.
         """
-        conversation = to_conversation(row.values, batch.layout, batch.name + row.place)
-        return conversation, self._template.segments(conversation)
+        found = self._read(row.values, batch.layout, batch.name + row.place)
+        if isinstance(found, Unusable):
+            return found
+        return Rendered(found, [self._template.segments(conversation) for conversation in found])
 
-    def encode_segments(self, segments: Sequence[Segment], source: str) -> EncodedRow:
+    def encode_one(self, rendered: Rendered) -> EncodedRow:
         """What becomes of one rendered row.
 
         Raises:
-            DataError: It is too long and the policy is error.
+            DataError: It is too long and the policy is error, or the prompts of a pair differ.
         """
-        return self._encoder.encode([segments], [source])[0]
+        return self._encoder.encode([rendered.segments], [rendered.conversations[0].source])[0]
 
 
-def _count(report: SetReport, row: EncodedRow, sequence: TokenSequence) -> None:
+def same_answers(row: EncodedRow) -> bool:
+    """Whether the two sides of a pair are the same to the token, so that there is nothing to prefer."""
+    return len(row.sequences) > 1 and len({side.input_ids.tobytes() for side in row.sequences}) == 1
+
+
+def _count(report: SetReport, row: EncodedRow) -> None:
     report.kept += 1
-    report.tokens += len(sequence)
-    # The first token of a sequence is predicted from nothing, so its label never counts.
-    report.supervised_tokens += int(np.count_nonzero(sequence.labels[1:] != IGNORE_INDEX))
-    report.longest = max(report.longest, len(sequence))
+    for sequence in row.sequences:
+        report.tokens += len(sequence)
+        # The first token of a sequence is predicted from nothing, so its label never counts.
+        report.supervised_tokens += int(np.count_nonzero(sequence.labels[1:] != IGNORE_INDEX))
+        report.longest = max(report.longest, len(sequence))
     report.answers += row.num_answers
     report.stopped_answers += row.num_stopped

@@ -5,14 +5,17 @@ template renders that conversation otherwise would not be the chat that was trai
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from anima.data.records import Conversation, Message
 from anima.data.segments import Template, join
 from anima.errors import ModelError
+from anima.model.lora import AdaptedModel, adapter_on_host, save_adapter
 
 RECORD = "anima.json"
 PROBE = Conversation(
@@ -37,6 +40,8 @@ class AdapterRecord:
     chat_template: str
     rendering: str
     objective: str
+    reference: str = ""
+    """For preference training: identity of the model that the policy was compared with."""
 
 
 def rendering_of(template: Template) -> str:
@@ -49,6 +54,18 @@ def write_record(folder: Path, record: AdapterRecord) -> None:
     (folder / RECORD).write_text(json.dumps(vars(record), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def writer(adapted: AdaptedModel, tokenizer: PreTrainedTokenizerBase, record: AdapterRecord) -> Callable[[Path], None]:
+    """Copy the adapter as it is now; what is returned writes it in PEFT's form, tokenizer and record beside it."""
+    tensors = adapter_on_host(adapted)
+
+    def write(folder: Path) -> None:
+        save_adapter(adapted, folder, tensors)
+        tokenizer.save_pretrained(str(folder))
+        write_record(folder, record)
+
+    return write
+
+
 def read_record(folder: Path) -> AdapterRecord:
     """Read anima.json.
 
@@ -58,7 +75,8 @@ def read_record(folder: Path) -> AdapterRecord:
     path = folder / RECORD
     try:
         values: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return AdapterRecord(**{name: str(values[name]) for name in AdapterRecord.__dataclass_fields__})
+        known = AdapterRecord.__dataclass_fields__
+        return AdapterRecord(**{name: str(value) for name, value in values.items() if name in known})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             "the folder does not say how its adapter was trained",

@@ -68,3 +68,27 @@ def load_answerer(adapter_dir: str, *, device: str = "auto", model_name_or_path:
     check_template(record, template, folder)
     base = load_base(config, choose_compute(device, "auto", 0))
     return Answerer(load_for_inference(base, folder), tokenizer, template)
+
+
+def load_base_answerer(
+    model_name_or_path: str,
+    *,
+    device: str = "auto",
+    quantization: Literal["nf4", "none"] = "nf4",
+    chat_template: ChatTemplate = "auto",
+) -> Answerer:
+    """A model without an adapter, in the template that training would choose for it.
+
+    Args:
+        model_name_or_path: Its folder or hub name.
+        device: auto, cuda or cpu.
+        quantization: As in training, so that an adapter and its base differ in nothing else.
+        chat_template: A value of --chat_template.
+
+    Raises:
+        ModelError: missing files, or no model that we can run.
+    """
+    config = ModelConfig(model_name_or_path=model_name_or_path, quantization=quantization)
+    tokenizer = load_tokenizer(config)
+    template = make_template(chat_template, tokenizer, mask_answers=False)
+    return Answerer(load_base(config, choose_compute(device, "auto", 0)), tokenizer, template)

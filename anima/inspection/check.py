@@ -6,14 +6,16 @@ Two passes: the data stage itself (what would training do?), then the texts row 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from anima.config.schema import DataConfig
-from anima.data.formats import detect_format, to_conversation
-from anima.data.prepare import TokenizedSet, prepare, split, tokenise
+from anima.data.kinds import RecordKind
+from anima.data.pair_formats import Unusable
+from anima.data.prepare import TokenizedSet, prepare_records, split, tokenise
 from anima.data.records import Conversation
 from anima.data.report import SetReport, Tally
 from anima.data.row_batches import row_batches
-from anima.data.sources import resolve
+from anima.data.sources import Source, resolve
 from anima.data.templates import Template
 from anima.data.tokenizer import Tokenizer, special_tokens
 from anima.errors import AnimaError, DataError
@@ -54,24 +56,31 @@ class CheckOptions:
 
 
 def check(
-    config: DataConfig, tokenizer: Tokenizer, template: Template, *, seed: int, options: CheckOptions
+    kind: RecordKind[Any],
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    template: Template,
+    *,
+    seed: int,
+    options: CheckOptions,
 ) -> CheckReport:
     """Check the training and held-out data of a config.
 
     Args:
+        kind: What a row is.
         config: As for training.
         tokenizer: The model's tokenizer.
         template: The template to render with.
         seed: The run's seed, which decides the split.
         options: What is looked for.
     """
-    refusal = _refusal(config, tokenizer, template, seed)
+    refusal = _refusal(kind, config, tokenizer, template, seed)
     report = SetReport()
     findings, notes = Findings(), [f"template {template.name}"]
     held_out: set[str] = set()
     lenient = replace(config, bad_rows="drop", truncation="drop" if config.truncation == "error" else config.truncation)
     try:
-        sets = tokenise(lenient, tokenizer, template)
+        sets = tokenise(kind, lenient, tokenizer, template)
         held_out = _held_out(sets, config, seed)
         for name, found in zip(("train", "eval"), sets, strict=True):
             if found is not None:
@@ -81,8 +90,8 @@ def check(
         refusal = refusal or error
     texts = _Texts(findings, tokenizer, options)
     try:
-        for place, is_eval, row, conversation in _rows(lenient):
-            texts.add(place, is_eval or place in held_out, row, conversation)
+        for place, is_eval, row, conversations in _rows(kind, lenient):
+            texts.add(place, is_eval or place in held_out, row, conversations)
     except AnimaError as error:
         refusal = refusal or error
     trimmed = {"trimmed to the limits": report.trimmed} if report.trimmed.rows else {}
@@ -97,16 +106,18 @@ def check(
     )
 
 
-def _refusal(config: DataConfig, tokenizer: Tokenizer, template: Template, seed: int) -> AnimaError | None:
+def _refusal(
+    kind: RecordKind[Any], config: DataConfig, tokenizer: Tokenizer, template: Template, seed: int
+) -> AnimaError | None:
     """Why training would stop, or None."""
     try:
-        prepare(config, tokenizer, seed=seed, template=template)
+        prepare_records(kind, config, tokenizer, seed=seed, template=template)
     except AnimaError as error:
         return error
     return None
 
 
-def _held_out(sets: tuple[TokenizedSet, TokenizedSet | None], config: DataConfig, seed: int) -> set[str]:
+def _held_out(sets: tuple[TokenizedSet[Any], TokenizedSet[Any] | None], config: DataConfig, seed: int) -> set[str]:
     """Places of the rows that --eval_size holds out of the training files."""
     if sets[1] is not None or not config.eval_size:
         return set()
@@ -121,39 +132,45 @@ def _plain(tally: Tally) -> dict[str, object]:
     return {"rows": tally.rows, "first": tally.first}
 
 
-def _rows(config: DataConfig) -> Iterator[tuple[str, bool, dict[str, object], Conversation | None]]:
-    """All rows that can be read: place, whether from the held-out files, values, conversation if they are one."""
+Looked = tuple[str, bool, dict[str, object], tuple[Conversation, ...]]
+"""Place of a row, whether from the held-out files, its values, and its conversations if it holds any."""
+
+
+def _rows(kind: RecordKind[Any], config: DataConfig) -> Iterator[Looked]:
+    """All rows that can be read."""
     for flag, names in (("train_files", config.train_files), ("eval_files", config.eval_files)):
         sources = resolve(names, flag, weights=flag == "train_files", streaming=config.hub_streaming)
         for source in sources:
-            yield from _rows_of(replace(config, train_files=(source.name,)), flag == "eval_files", source.name)
+            yield from _rows_of(kind, config, source, is_eval=flag == "eval_files")
 
 
-def _rows_of(
-    config: DataConfig, is_eval: bool, name: str
-) -> Iterator[tuple[str, bool, dict[str, object], Conversation | None]]:
-    source = resolve([name], "train_files", streaming=config.hub_streaming)[0]
-    first = next(source.rows(lambda error, place: None), None)
-    if first is not None and config.dataset_format == "auto" and not _is_conversation(first.values):
-        for row in source.rows(lambda error, place: None):
-            yield name + row.place, is_eval, row.values, None
+def _rows_of(kind: RecordKind[Any], config: DataConfig, source: Source, *, is_eval: bool) -> Iterator[Looked]:
+    first = next(source.rows(_pass_over), None)
+    if first is not None and config.dataset_format == "auto" and not _fits(kind, first.values):
+        for row in source.rows(_pass_over):
+            yield source.name + row.place, is_eval, row.values, ()
         return
-    for batch in row_batches(config, [source], SetReport()):
+    for batch in row_batches(config, kind.detect, [source], SetReport()):
         for row in batch.rows:
+            place = source.name + row.place
             try:
-                conversation = to_conversation(row.values, batch.layout, name + row.place)
+                found = kind.read(row.values, batch.layout, place)
             except DataError:
-                conversation = None  # counted by the data stage
-            yield name + row.place, is_eval, row.values, conversation
+                found = Unusable("counted by the data stage")
+            yield place, is_eval, row.values, () if isinstance(found, Unusable) else found
 
 
-def _is_conversation(row: dict[str, object]) -> bool:
-    """Whether a row is something to learn answers from; others are only looked at as they are."""
+def _pass_over(error: DataError, place: str) -> None:
+    """Rows that cannot be read are counted by the data stage."""
+
+
+def _fits(kind: RecordKind[Any], row: dict[str, object]) -> bool:
+    """Whether a row is of this kind; others are only looked at as they are."""
     try:
-        detect_format(row, "")
+        kind.detect(row, "")
     except DataError:
         return False
-    return not is_preference(row)
+    return kind.last_answer_only or not is_preference(row)
 
 
 class _Texts:
@@ -171,7 +188,7 @@ class _Texts:
         self._prompts: tuple[dict[bytes, int], dict[bytes, int]] = ({}, {})
         self.rows = 0
 
-    def add(self, place: str, is_eval: bool, row: dict[str, object], conversation: Conversation | None) -> None:
+    def add(self, place: str, is_eval: bool, row: dict[str, object], conversations: tuple[Conversation, ...]) -> None:
         """Look at one row; `is_eval` if it is held out."""
         number = self.rows
         self.rows += 1
@@ -179,19 +196,19 @@ class _Texts:
         self._is_eval.append(is_eval)
         if is_preference(row):
             self._preferences.add(row, place)
-        if conversation is None:
+        if not conversations:
             texts = [str(value) for value in row.values() if isinstance(value, str)]
             texts = plain_texts(row) if is_preference(row) else texts
             self._look(place, texts)
             self._compare(number, texts, texts[:1] if is_preference(row) else [])
             return
-        messages = conversation.messages
-        texts = [message.text for message in messages]
+        prompt = [message.text for message in conversations[0].messages[:-1]]
+        texts = [*prompt, *(conversation.messages[-1].text for conversation in conversations)]
         self._look(place, texts)
-        cut_off = [m.content for m in messages if m.role == "assistant" and seems_cut_off(m.content)]
+        cut_off = [m.content for m in conversations[0].messages if m.role == "assistant" and seems_cut_off(m.content)]
         if cut_off:
             self._note("answers that seem cut off", place, repr(cut_off[0].rstrip()[-40:]))
-        self._compare(number, texts, texts[:-1])
+        self._compare(number, texts, prompt)
 
     def notes(self) -> list[str]:
         """Figures in words."""

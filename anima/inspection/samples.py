@@ -4,16 +4,19 @@ Goes through the same conversion, template and encoder as training. Knows neithe
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 from anima.config.schema import DataConfig
 from anima.data.encode import IGNORE_INDEX, Encoder, Run
+from anima.data.kinds import RecordKind
 from anima.data.limits import EncodedRow
+from anima.data.pair_formats import Unusable
 from anima.data.records import Conversation
 from anima.data.report import SetReport
 from anima.data.row_batches import row_batches
-from anima.data.row_work import RowBatch, RowWork
+from anima.data.row_work import SAME_ANSWERS, Rendered, RowBatch, RowWork, same_answers
 from anima.data.segments import Segment
 from anima.data.sources import resolve
 from anima.data.templates import Template
@@ -54,18 +57,20 @@ class Sample:
 
 
 class SampleReader:
-    """Makes samples.
+    """Makes samples: one of a row, or two of a pair.
 
     Args:
+        kind: What a row is.
         config: As for training.
         tokenizer: The model's tokenizer.
         template: The template to render with.
     """
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer, template: Template) -> None:
+    def __init__(self, kind: RecordKind[Any], config: DataConfig, tokenizer: Tokenizer, template: Template) -> None:
+        self._kind = kind
         self._config = config
         self._tokenizer = tokenizer
-        self._work = RowWork(config, tokenizer, template)
+        self._work = RowWork(kind, config, tokenizer, template)
         self._encoder = Encoder(tokenizer)
         self._special = frozenset(special_tokens(tokenizer).values())
 
@@ -85,7 +90,7 @@ class SampleReader:
             names = {str(number), batch.name + row.place, batch.name + row.place.replace(": row ", ":")}
             if names & left:
                 left -= names
-                samples.append(self._sample(row, batch))
+                samples += self._samples(row, batch)
                 if not left:
                     return samples
         raise DataError(
@@ -98,27 +103,35 @@ class SampleReader:
     def _rows(self, flag: str) -> Iterator[tuple[RawRow, RowBatch]]:
         names = self._config.train_files if flag == "train_files" else self._config.eval_files
         sources = resolve(names, flag, weights=flag == "train_files", streaming=self._config.hub_streaming)
-        for batch in row_batches(self._config, sources, SetReport()):
+        for batch in row_batches(self._config, self._kind.detect, sources, SetReport()):
             for row in batch.rows:
                 yield row, batch
 
-    def _sample(self, row: RawRow, batch: RowBatch) -> Sample:
+    def _samples(self, row: RawRow, batch: RowBatch) -> list[Sample]:
         source = batch.name + row.place
         try:
-            conversation, segments = self._work.render(row, batch)
-            found = self._work.encode_segments(segments, source)
+            rendered = self._work.render(row, batch)
+            if isinstance(rendered, Unusable):
+                return [_raw(row, source, batch.layout, rendered.reason)]
+            found = self._work.encode_one(rendered)
         except DataError as error:
-            raw = tuple(Piece(f"{key}: {value}\n", (), "raw", False, False) for key, value in row.values.items())
-            return Sample(source, batch.layout, f"left out, {error.what}", False, 0, 0, raw)
-        shown = segments if found.segments is None else found.segments
-        pieces = self._pieces(shown, conversation)
+            return [_raw(row, source, batch.layout, error.what)]
+        status = f"left out, {SAME_ANSWERS}" if same_answers(found) else _status(found, self._config)
+        kept = bool(found.sequences) and not same_answers(found)
+        return [
+            self._sample(rendered, side, found, Sample(name, batch.layout, status, kept, 0, 0, ()))
+            for side, name in enumerate([f"{source} {word}".rstrip() for word in _side_names(rendered)])
+        ]
+
+    def _sample(self, rendered: Rendered, side: int, found: EncodedRow, frame: Sample) -> Sample:
+        """The frame filled with the pieces of one side."""
+        segments = rendered.segments[side]
+        shown = segments if found.left is None else found.left[side]
+        pieces = self._pieces(shown, rendered.conversations[side])
         if self._config.train_on == "all":
-            pieces = [Piece(p.text, p.ids, p.role, True, p.special) for p in pieces]
-        return Sample(
-            source=source,
-            layout=batch.layout,
-            status=_status(found, self._config),
-            kept=found.sequence is not None,
+            pieces = [replace(piece, learned=True) for piece in pieces]
+        return replace(
+            frame,
             tokens=sum(len(piece.ids) for piece in pieces),
             learned=sum(len(piece.ids) for piece in pieces if piece.learned),
             pieces=tuple(pieces),
@@ -129,9 +142,13 @@ class SampleReader:
         runs = self._encoder.encode([segments])[0]
         roles = _roles(segments, conversation)
         groups = [list(group) for _, group in groupby(roles, key=lambda pair: pair[0].trainable)]
+        last = max((i for i, run in enumerate(runs) if run.trainable), default=0)
         pieces: list[Piece] = []
-        for run, group in zip(runs, [g for g in groups if any(s.text for s, _ in g)], strict=False):
-            pieces += self._run_pieces(run, group)
+        for number, (run, group) in enumerate(
+            zip(runs, [g for g in groups if any(s.text for s, _ in g)], strict=False)
+        ):
+            learned = run.trainable and (number == last or not self._kind.last_answer_only)
+            pieces += self._run_pieces(Run(run.ids, learned), group)
         return pieces
 
     def _run_pieces(self, run: Run, group: Sequence[tuple[Segment, str]]) -> Iterator[Piece]:
@@ -188,14 +205,23 @@ def _roles(segments: Sequence[Segment], conversation: Conversation) -> list[tupl
     return found
 
 
+def _raw(row: RawRow, source: str, layout: str, why: str) -> Sample:
+    """A row that could not be rendered, as it stands in the file."""
+    values = tuple(Piece(f"{key}: {value}\n", (), "raw", False, False) for key, value in row.values.items())
+    return Sample(source, layout, f"left out, {why}", False, 0, 0, values)
+
+
+def _side_names(rendered: Rendered) -> tuple[str, ...]:
+    return ("chosen", "rejected") if len(rendered.conversations) == 2 else ("",)
+
+
 def _status(found: EncodedRow, config: DataConfig) -> str:
-    if found.sequence is None:
+    if not found.sequences:
         return f"left out, {found.dropped} ({found.whole.total:,} tokens, limit {config.sequence_limit:,})"
     if found.trimmed:
-        learned = int((found.sequence.labels != IGNORE_INDEX).sum())
-        return (
-            f"trimmed from {found.whole.total:,} to {len(found.sequence):,} tokens; all {learned:,} learned ones kept"
-        )
+        longest = max(found.sequences, key=len)
+        learned = int((longest.labels != IGNORE_INDEX).sum())
+        return f"trimmed from {found.whole.total:,} to {len(longest):,} tokens; all {learned:,} learned ones kept"
     return "kept"
 
 

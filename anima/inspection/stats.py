@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from anima.config.schema import BatchConfig, DataConfig
 from anima.data.batching import assign
-from anima.data.dataset import TokenizedDataset
-from anima.data.loader import StepLoader
+from anima.data.loader import Examples, StepLoader
 from anima.data.report import SetReport
 
 QUANTILES = (0.5, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
@@ -55,10 +54,12 @@ class Stats:
     """Share of the rows over each limit, by kind."""
     histogram: Histogram
     supervised_share: float
-    sequences_an_epoch: int
+    unit: str
+    """What an example is, in the plural: sequences, or pairs."""
+    examples_an_epoch: int
     tokens_an_epoch: int
     steps_an_epoch: int
-    sequences_a_step: int
+    examples_a_step: int
     micro_batch_tokens: int
     ranks: int
     packing: Packing
@@ -89,7 +90,7 @@ def histogram(lengths: npt.NDArray[np.int32]) -> Histogram:
     return Histogram(edges, counts[:used].tolist())
 
 
-def packing(loader: StepLoader, lengths: Sequence[int], steps: int, batch: BatchConfig, ranks: int) -> Packing:
+def packing(loader: StepLoader[Any], lengths: Sequence[int], steps: int, batch: BatchConfig, ranks: int) -> Packing:
     """Pack some steps of the first epoch as training would.
 
     Args:
@@ -115,12 +116,13 @@ def packing(loader: StepLoader, lengths: Sequence[int], steps: int, batch: Batch
 
 
 def measure(
-    train: TokenizedDataset,
+    train: Examples[Any],
     lengths: npt.NDArray[np.int32],
     report: SetReport,
     data: DataConfig,
     batch: BatchConfig,
     *,
+    unit: str,
     seed: int,
     ranks: int,
 ) -> Stats:
@@ -132,6 +134,7 @@ def measure(
         report: Of the training files.
         data: The limits.
         batch: The step and the budget.
+        unit: What an example is, in the plural.
         seed: The run's seed.
         ranks: Number of ranks that share a step.
     """
@@ -158,10 +161,11 @@ def measure(
         over_limit=over,
         histogram=histogram(columns["total"]),
         supervised_share=report.supervised_tokens / max(1, report.tokens),
-        sequences_an_epoch=len(train),
+        unit=unit,
+        examples_an_epoch=len(train),
         tokens_an_epoch=int(train.lengths.sum()),
         steps_an_epoch=steps,
-        sequences_a_step=batch.global_batch_size,
+        examples_a_step=batch.global_batch_size,
         micro_batch_tokens=batch.micro_batch_tokens,
         ranks=ranks,
         packing=packing(loader, train.lengths.tolist(), steps, batch, ranks),
@@ -185,8 +189,8 @@ def facts(stats: Stats) -> list[str]:
     """The other figures in words."""
     packed = stats.packing
     return [
-        f"an epoch: {stats.sequences_an_epoch:,} sequences, {stats.tokens_an_epoch:,} tokens, {stats.steps_an_epoch:,} "
-        f"steps of {stats.sequences_a_step}",
+        f"an epoch: {stats.examples_an_epoch:,} {stats.unit}, {stats.tokens_an_epoch:,} tokens, "
+        f"{stats.steps_an_epoch:,} steps of {stats.examples_a_step}",
         f"supervised: {stats.supervised_share:.1%} of the tokens",
         f"a step: {packed.micro_batches_mean:.1f} micro-batches on average, {packed.micro_batches_max} at most, over "
         f"{stats.ranks} rank(s), at {stats.micro_batch_tokens:,} tokens; {packed.efficiency:.1%} of that budget is "

@@ -16,6 +16,7 @@ from anima.config.schema import ModelConfig
 from anima.errors import ModelError
 from anima.model.attention import IMPLEMENTATION
 from anima.model.compute import Compute
+from anima.model.kernels import install_kernels
 from anima.model.tokenizer import check_model_source, model_location
 
 UNSUPPORTED_SETTINGS = ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling")
@@ -37,6 +38,7 @@ def load_base(config: ModelConfig, compute: Compute) -> PreTrainedModel:
         model = _random_base(settings, config.quantization == "nf4", compute)
     else:
         model = _pretrained_base(config, settings, compute)
+    install_kernels(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for module in nf4_layers(model).values():

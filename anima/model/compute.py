@@ -28,6 +28,13 @@ class Compute:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
     @property
+    def place(self) -> str:
+        """Where a CPU repeats every bit of a computation: the same kernels and as many threads; else the device."""
+        if self.device.type == "cuda":
+            return self.name
+        return f"cpu {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+    @property
     def is_bf16(self) -> bool:
         """True if the computation runs in bf16 over fp32 masters."""
         return self.dtype == torch.bfloat16

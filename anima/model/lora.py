@@ -1,23 +1,85 @@
 """The trained part: LoRA adapters through PEFT, which keeps owning their parameters and their file format."""
 
+import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
 import peft
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import PeftModel, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import Linear4bit as Lora4bit
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from anima.config.schema import LoraConfig
 from anima.errors import ModelError
+from anima.model.qlora_linear import fused_lora_linear
 
 AdaptedModel = PeftModel
 """A transformers model with LoRA layers in place, as PEFT wraps it."""
 
+REFERENCE = "reference"
+"""PEFT's name of a second, frozen adapter while it stands in for the first."""
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+class _FusedLora:
+    """Forward pass of a LoRA layer through `fused_lora_linear`; PEFT keeps owning parameters, names and files.
+
+    Whatever the fused function does not know (adapters switched off, several active, merged, variants such as
+    DoRA) takes PEFT's own forward pass.
+    """
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """The layer's output, (…, out)."""
+        layer = cast(LoraLayer, self)
+        names = layer.active_adapters
+        simple = len(names) == 1 and names[0] in layer.lora_A and names[0] not in layer.lora_variant
+        if not simple or layer.disable_adapters or layer.merged or args or kwargs:
+            return cast(Tensor, super().forward(x, *args, **kwargs))  # type: ignore[misc]
+        name = names[0]
+        a_weight = cast(nn.Linear, layer.lora_A[name]).weight
+        b_weight = cast(nn.Linear, layer.lora_B[name]).weight
+        x = x.to(a_weight.dtype)
+        dropout = layer.lora_dropout[name]
+        dropped = None if isinstance(dropout, nn.Identity) or not cast(nn.Module, self).training else dropout(x)
+        base = cast(nn.Linear, layer.get_base_layer())
+        return fused_lora_linear(x, base, a_weight, b_weight, layer.scaling[name], dropped)
+
+
+class FusedLora4bit(_FusedLora, Lora4bit):  # type: ignore[misc]  # peft makes it only where bitsandbytes is
+    """LoRA on an NF4 layer."""
+
+
+class FusedLora16bit(_FusedLora, LoraLinear):
+    """LoRA on a 16- or 32-bit layer."""
+
+
+def peft_config(config: LoraConfig, targets: list[str]) -> peft.LoraConfig:
+    """PEFT's form of our options, with our fused layers in place of its own."""
+    translated = peft.LoraConfig(
+        r=config.lora_r,
+        lora_alpha=cast(int, config.lora_alpha),
+        lora_dropout=config.lora_dropout,
+        target_modules=targets,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    use_fused_layers(translated)
+    return translated
+
+
+def use_fused_layers(config: peft.PeftConfig) -> None:
+    """Let PEFT build our layers (its documented way to bring one's own: developer guide "custom models")."""
+    cast(peft.LoraConfig, config)._register_custom_module({Linear4bit: FusedLora4bit, nn.Linear: FusedLora16bit})
 
 
 def attach_lora(
@@ -41,21 +103,15 @@ def attach_lora(
     if adapter_path is not None:
         check_adapter(config, adapter_path)
         folder = str(Path(adapter_path).expanduser())
-        adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=False)
+        stored = peft.PeftConfig.from_pretrained(folder)
+        stored.inference_mode = False
+        use_fused_layers(stored)
+        adapted = PeftModel.from_pretrained(
+            model, folder, config=stored, is_trainable=True, autocast_adapter_dtype=False
+        )
     else:
         torch.manual_seed(seed)
-        adapted = get_peft_model(
-            model,
-            peft.LoraConfig(
-                r=config.lora_r,
-                lora_alpha=cast(int, config.lora_alpha),
-                lora_dropout=config.lora_dropout,
-                target_modules=targets,
-                bias="none",
-                task_type="CAUSAL_LM",
-            ),
-            autocast_adapter_dtype=False,
-        )
+        adapted = get_peft_model(model, peft_config(config, targets), autocast_adapter_dtype=False)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
@@ -148,14 +204,28 @@ def lora_b_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in trainable_parameters(model).items() if ".lora_B." in name}
 
 
-def save_adapter(model: PeftModel, folder: Path) -> None:
+def adapter_on_host(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the adapter in host memory, by name: `save_adapter` can write it while training goes on."""
+    return {name: p.detach().to("cpu", copy=True) for name, p in trainable_parameters(model).items()}
+
+
+def save_adapter(model: PeftModel, folder: Path, tensors: dict[str, Tensor] | None = None) -> None:
     """Write the adapter in PEFT's own format and read it back.
+
+    Args:
+        model: The adapted model.
+        folder: Where to.
+        tensors: What `adapter_on_host` gave; None: the parameters as they are now.
 
     Raises:
         ModelError: the written file lacks a tensor or holds another shape (an adapter saved empty is a
             classic of sharded training).
+        OSError: the disk refuses.
     """
-    model.save_pretrained(str(folder), safe_serialization=True)
+    try:
+        model.save_pretrained(str(folder), safe_serialization=True, state_dict=tensors)
+    except SafetensorError as error:
+        raise OSError(f"{ADAPTER_FILES[1]}: {error}") from error
     written = load_file(folder / ADAPTER_FILES[1])
     expected = {name.replace(".default.", "."): p for name, p in trainable_parameters(model).items()}
     if {k: v.shape for k, v in written.items()} != {k: v.shape for k, v in expected.items()}:
@@ -170,3 +240,59 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 def adapter_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of a saved adapter by PEFT's names."""
     return load_file(folder / ADAPTER_FILES[1])
+
+
+def adapter_hash(folder: str) -> str:
+    """Hash of a saved adapter's tensors and of the scale they are used with.
+
+    Raises:
+        ModelError: files are missing.
+    """
+    path = Path(folder).expanduser()
+    _check_files(path, folder)
+    stored = json.loads((path / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+    digest = hashlib.sha256(repr((stored.get("r"), stored.get("lora_alpha"), stored.get("use_rslora"))).encode())
+    for name, tensor in sorted(adapter_tensors(path).items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def without_adapter(model: PeftModel) -> Iterator[None]:
+    """The base alone; the adapter is back afterwards. Call it before the optimizer is built: PEFT switches gradients
+    off and on again for this.
+    """
+    with model.disable_adapter():
+        yield
+
+
+@contextmanager
+def with_other_adapter(model: PeftModel, folder: str) -> Iterator[None]:
+    """Another adapter, frozen, in place of the trained one, which is back afterwards; the other one is let go.
+
+    Raises:
+        ModelError: files are missing, or its matrices do not fit the model.
+    """
+    path = Path(folder).expanduser()
+    _check_files(path, folder)
+    trained = model.active_adapter
+    dtype = next(iter(trainable_parameters(model).values())).dtype
+    try:
+        model.load_adapter(str(path), adapter_name=REFERENCE, is_trainable=False, autocast_adapter_dtype=False)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            "the reference's adapter does not fit the model",
+            where=folder,
+            got=str(error).strip().splitlines()[0],
+            fix="use an adapter of this base",
+        ) from error
+    for name, parameter in model.named_parameters():
+        if f".{REFERENCE}." in name:
+            parameter.data = parameter.data.to(dtype)
+    try:
+        model.set_adapter(REFERENCE, inference_mode=True)
+        yield
+    finally:
+        model.set_adapter(trained)
+        model.delete_adapter(REFERENCE)

@@ -14,20 +14,20 @@ from transformers import PreTrainedModel
 from anima.errors import ModelError
 from anima.model.attention import IMPLEMENTATION
 from anima.model.lora import AdaptedModel
+from anima.model.recompute import apply_policy
 
 
 class PackedModel(nn.Module):
     """A PEFT model that eats packed rows."""
 
     def __init__(self, adapted: AdaptedModel, recompute: str) -> None:
-        """Wrap `adapted`; `recompute` is all (activation checkpointing in every layer) or none."""
+        """Wrap `adapted`; `recompute` is all, cheap, none or a number of layers."""
         super().__init__()
         self.adapted = adapted
         head = self.causal_lm.get_output_embeddings()
         if not isinstance(head, nn.Linear) or head.bias is not None:
             raise ModelError("the model's output head is no plain matrix", got=type(head).__name__)
-        if recompute == "all":
-            _recompute_activations(self.causal_lm)
+        apply_policy(self.causal_lm, recompute)
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -68,15 +68,6 @@ class PackedModel(nn.Module):
         )
         hidden: Tensor = output.last_hidden_state
         return hidden.squeeze(0)
-
-
-def _recompute_activations(model: PreTrainedModel) -> None:
-    """Activation checkpointing in every layer, without reentrance: inputs need no gradient for it."""
-    options = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(options)
-    else:  # the name before transformers 5.23
-        model.gradient_checkpointing_enable(options)
 
 
 @contextmanager

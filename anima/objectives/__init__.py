@@ -1,4 +1,5 @@
-"""What is minimised: objective (protocol), token_logps, sft (each file imports only earlier ones).
+"""What is minimised: objective (protocol), token_logps, sft, dpo, preference, reference.
 
-Pure functions of tensors; knows no ranks, no optimizer, no peft.
+Each file imports only earlier ones. Functions of tensors, and the cache of what a reference said; knows no ranks, no
+optimizer, no peft.
 """

@@ -1,11 +1,12 @@
 """metrics.jsonl and samples.jsonl in the run's folder: written line by line while training, read back afterwards.
 
 JSON has no NaN: numbers that are not finite are written as the strings "nan", "inf" and "-inf", and read back as
-floats. Knows nothing of W&B. A resumed run appends, so a step can appear twice: the later line counts.
+floats. Knows nothing of W&B. Before a resumed run appends, `rewind` moves what it will repeat to *.dropped.jsonl.
 """
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -72,6 +73,65 @@ class JsonlTracker:
         self.finish()
         if self._metrics.path.stat().st_size == 0:
             self._metrics.path.unlink()
+
+
+def rewind(output_dir: Path, step: int) -> int:
+    """Take the lines later than `step` out of metrics.jsonl and samples.jsonl: a resumed run writes them again.
+
+    They go to the end of metrics.dropped.jsonl and samples.dropped.jsonl first; then the shorter file replaces the
+    longer one at once. Killed in between, the next call repeats the move: dropped lines may be there twice, kept ones
+    never.
+
+    Returns:
+        The latest step that was in metrics.jsonl, or `step` if that is later.
+
+    Raises:
+        TrackingError: the files cannot be rewritten.
+    """
+    latest = step
+    for name in (METRICS_NAME, SAMPLES_NAME):
+        path = output_dir / name
+        try:
+            if path.is_file():
+                latest = max(latest, _rewind_file(path, step))
+        except OSError as error:
+            raise TrackingError(
+                f"cannot take repeated steps out: {error.strerror}", where=path, fix="make the folder writable"
+            ) from error
+    return latest
+
+
+def _rewind_file(path: Path, step: int) -> int:
+    kept: list[bytes] = []
+    dropped: list[bytes] = []
+    latest = step
+    for line in path.read_bytes().splitlines(keepends=True):
+        number = _step_of(line)
+        later = number is None or number > step
+        (dropped if later else kept).append(line if line.endswith(b"\n") else line + b"\n")
+        latest = max(latest, number or 0)
+    if dropped:
+        with path.with_suffix(".dropped.jsonl").open("ab") as file:
+            file.writelines(dropped)
+            file.flush()
+            os.fsync(file.fileno())
+        aside = path.with_name(f".{path.name}.rewound")
+        with aside.open("wb") as file:
+            file.writelines(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    return latest
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line; None for one that a killed process left unfinished."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if isinstance(step, int) else None
 
 
 def json_safe(values: Mapping[str, object]) -> dict[str, object]:

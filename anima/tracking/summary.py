@@ -17,6 +17,8 @@ from anima.tracking.sample import Sample
 from anima.tracking.terminal import pad, printable, wrap
 
 _LABEL_COLUMNS = 15
+_UNITS = {"dpo": "pairs"}
+_SHOWN_METRICS = {"rewards/accuracies": "accuracy", "rewards/margins": "reward margin"}
 _MOST_RANKS_LISTED = 4
 
 
@@ -62,6 +64,12 @@ class RunSummary:
     """Lowest held-out loss."""
     best_step: int | None = None
     """Step of the lowest held-out loss."""
+    eval_metrics_before: Mapping[str, float] = field(default_factory=dict)
+    """All held-out metrics before the first step."""
+    eval_metrics_after: Mapping[str, float] = field(default_factory=dict)
+    """All held-out metrics after the last step."""
+    reference: str = ""
+    """Identity of the model that a preference run was compared with."""
     samples_before: tuple[Sample, ...] = ()
     """Answers before the first step."""
     samples_after: tuple[Sample, ...] = ()
@@ -132,7 +140,7 @@ def format_summary(summary: RunSummary, columns: int = 90) -> str:
 def _rows(summary: RunSummary) -> list[tuple[str, str]]:
     base = "NF4 base" if summary.quantization == "nf4" else "16-bit base"
     rows = [
-        ("data", f"{summary.num_sequences:,} sequences, {_tokens(summary)}"),
+        ("data", f"{summary.num_sequences:,} {_UNITS.get(summary.objective, 'sequences')}, {_tokens(summary)}"),
         ("speed", f"{summary.tokens_per_second:,.0f} tokens/s, {format_duration(summary.seconds)} of training"),
         ("ran on", f"{_ranks(summary.world_size)} on {summary.device}, {base}, {summary.compute_dtype} compute"),
         ("peak memory", _memory(summary.peak_memory_gib)),
@@ -143,6 +151,12 @@ def _rows(summary: RunSummary) -> list[tuple[str, str]]:
         known = summary.best_step is not None
         best = f", best {_loss(summary.eval_loss_best)} at step {summary.best_step}" if known else ""
         rows.append(("held-out loss", f"{before} -> {after} (before -> after){best}"))
+    for name, label in _SHOWN_METRICS.items():
+        if name in summary.eval_metrics_before and name in summary.eval_metrics_after:
+            before, after = _loss(summary.eval_metrics_before[name]), _loss(summary.eval_metrics_after[name])
+            rows.append((label, f"{before} -> {after} (held-out, before -> after)"))
+    if summary.reference:
+        rows.append(("reference", summary.reference))
     if summary.versions:
         rows.append(("versions", " ".join(f"{name}=={version}" for name, version in summary.versions.items())))
     return rows

@@ -121,7 +121,12 @@ def check_tracker(output: OutputConfig, *, is_main: bool = True) -> None:
 
 
 def start_tracker(
-    output: OutputConfig, *, resolved_config: Mapping[str, object], is_main: bool, run_id: str | None = None
+    output: OutputConfig,
+    *,
+    resolved_config: Mapping[str, object],
+    is_main: bool,
+    run_id: str | None = None,
+    logged_until: int = -1,
 ) -> Tracker:
     """Start what the config asks for. Not a collective: raises on the main rank only, so call it before ranks meet.
 
@@ -130,6 +135,7 @@ def start_tracker(
         resolved_config: All options by their flag names (`Config.flat()`).
         is_main: Whether this process writes; the others get a tracker that does nothing.
         run_id: A former run's `Tracker.run_id` to continue on W&B.
+        logged_until: Latest step that this run has on W&B already; what a resumed run repeats is not sent again.
 
     Raises:
         TrackingError: metrics.jsonl cannot be written, W&B does not answer, or an option holds a secret.
@@ -143,7 +149,7 @@ def start_tracker(
     from anima.tracking.wandb_tracker import WandbTracker
 
     try:
-        remote = WandbTracker(output, resolved_config=resolved_config, run_id=run_id)
+        remote = WandbTracker(output, resolved_config=resolved_config, run_id=run_id, logged_until=logged_until)
     except TrackingError:
         local.abandon()
         raise

@@ -12,7 +12,7 @@ from pathlib import Path
 import wandb
 
 from anima.config.schema import OutputConfig
-from anima.errors import TrackingError
+from anima.errors import RunStopped, TrackingError
 from anima.tracking.metrics_file import json_safe
 from anima.tracking.sample import Sample
 from anima.tracking.secrets import find_secret
@@ -28,14 +28,14 @@ _FINISH_SECONDS_WITH_ADAPTER = 1800.0
 
 
 class WandbTracker:
-    """One run on W&B. W&B's own step counter is left alone: `step` is a metric and the x axis of all others, so a
-    resumed run may log a step again.
+    """One run on W&B. W&B's own step counter is left alone: `step` is a metric and the x axis of all others.
 
     Args:
         output: Project, name, folder, and whether the adapter is uploaded.
         resolved_config: All options, flat; becomes the run's config.
         run_id: Run to continue (see the attribute `run_id`); None starts a new one. Ignored in a sweep, where W&B
             owns project, name and id.
+        logged_until: Steps up to this one are there already and are not sent again.
 
     Raises:
         TrackingError: An option holds a secret, or W&B does not start within 30 s (WANDB_INIT_TIMEOUT).
@@ -44,7 +44,12 @@ class WandbTracker:
     run_id: str | None
 
     def __init__(
-        self, output: OutputConfig, *, resolved_config: Mapping[str, object], run_id: str | None = None
+        self,
+        output: OutputConfig,
+        *,
+        resolved_config: Mapping[str, object],
+        run_id: str | None = None,
+        logged_until: int = -1,
     ) -> None:
         """Start the run; bounded in time."""
         _refuse_secrets(resolved_config)
@@ -52,6 +57,7 @@ class WandbTracker:
         self._with_adapter = output.wandb_log_adapter
         self._num_failures = 0
         self._finished = False
+        self._logged_until = logged_until
         try:
             self._run = _init(output, self._name, resolved_config, run_id)
             self._run.define_metric(STEP_METRIC, hidden=True)
@@ -65,11 +71,13 @@ class WandbTracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log metrics at `step`."""
+        if step <= self._logged_until:
+            return
         self._attempt(lambda: self._run.log({STEP_METRIC: step, **metrics}))
 
     def log_samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Log a table `samples`, one row per sample."""
-        if not samples:
+        if not samples or step <= self._logged_until:
             return
         rows = [[step, sample.label, sample.prompt, sample.answer] for sample in samples]
         columns: list[str | int] = ["step", "label", "prompt", "answer"]
@@ -89,6 +97,8 @@ class WandbTracker:
         if self._finished:
             return
         self._finished = True
+        if exit_code == RunStopped.exit_code:
+            self._attempt(self._run.mark_preempting)  # a sweep then hands the run out again
         self._attempt(lambda: self._run.finish(exit_code=exit_code))
         self._attempt(lambda: wandb.teardown(exit_code))
         if self._num_failures:

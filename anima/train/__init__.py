@@ -1,5 +1,7 @@
-"""Training: run_folder, schedule, optimizer, engine, metrics, step, checkpoint, evaluate, trainer, results.
+"""Training: faults, run_folder, schedule, optimizer_state, optimizer, engine, briefing, metrics, health, meter, step,
+stop, watchdog, checkpoint, evaluate, method, run, saving, resume, opening, rehearsal, trainer, results,
+reference_pass, start_check, preference_watch, preference, choice.
 
-Each file imports only earlier ones. Does not know which objective runs, how rows become micro-batches, or what a
-LoRA layer is.
+Each file imports only earlier ones. The files up to results do not know which objective runs, how rows become
+micro-batches, or what a LoRA layer is.
 """

@@ -18,6 +18,12 @@ from anima import distributed
 from anima.distributed import Ranks
 from anima.errors import ModelError
 from anima.objectives.objective import PackedBatch
+from anima.train import optimizer_state
+from anima.train.optimizer import code_maps, is_paged, moment_bytes, put_back, take_out
+from anima.train.optimizer_state import GroupState, RankState
+
+_SMALL_FILES_BYTES = 32 << 20
+"""Tokenizer, records, random states, scales: more than they take."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +33,12 @@ class StepOutcome:
     Attributes:
         grad_norm: Global gradient norm before clipping.
         skipped: True if a gradient was not finite on some rank; then no parameter moved on any.
+        agreed: Sums over all ranks of the flags that the step was given.
     """
 
     grad_norm: float
     skipped: bool
+    agreed: tuple[float, ...] = ()
 
 
 class Engine:
@@ -120,6 +128,75 @@ class Engine:
         norm = self._engine.get_global_grad_norm()
         skipped = self._engine.skipped_steps > skipped_before
         return StepOutcome(float("nan") if norm is None else float(norm), skipped)
+
+    def export_optimizer(self) -> list[GroupState]:
+        """Masters and moments of all ranks in host memory, on rank 0; elsewhere an empty list. A collective.
+
+        The tensors are copies: training can go on while they are written.
+        """
+        zero, groups = self._engine.optimizer, []
+        for number, master in enumerate(zero.single_partition_of_fp32_groups):
+            mine = take_out(master, zero.optimizer.state.get(master, {}))
+            vectors = {name: distributed.gather_to_main(t, self.device) for name, t in mine.vectors.items()}
+            scales = {name: distributed.gather_to_main(t, self.device) for name, t in mine.scales.items()}
+            if self.ranks.is_main:
+                maps = {name: codes.cpu().clone() for name, codes in mine.maps.items()}
+                parts = [
+                    RankState(
+                        {name: parts[rank] for name, parts in vectors.items()},
+                        {name: parts[rank] for name, parts in scales.items()},
+                        maps,
+                        mine.scalars,
+                    )
+                    for rank in range(self.ranks.world_size)
+                ]
+                groups.append(optimizer_state.join(self._parameters(number), parts))
+        return groups
+
+    def import_optimizer(self, groups: list[GroupState]) -> bool:
+        """Take over a saved state, on any number of ranks, and set the adapter to its masters. A collective.
+
+        Returns:
+            True if every moment is exactly what was saved; False if some blocks had to be rounded anew.
+
+        Raises:
+            CheckpointError: it is the state of another adapter.
+        """
+        zero, exact = self._engine.optimizer, True
+        for number, (master, group) in enumerate(zip(zero.single_partition_of_fp32_groups, groups, strict=True)):
+            optimizer_state.check_parameters(group, self._parameters(number))
+            maps = code_maps(zero.optimizer, master.numel())
+            state, same = optimizer_state.cut(group, master.numel(), self.ranks.rank, maps)
+            put_back(zero.optimizer, master, state)
+            exact = exact and same
+        zero.update_lp_params()
+        return all(distributed.gather_objects(exact))
+
+    def checkpoint_bytes(self) -> int:
+        """About what a checkpoint takes on disk: masters, moments and the adapter of all ranks, and small files."""
+        zero, total = self._engine.optimizer, _SMALL_FILES_BYTES
+        for master, adapter in zip(zero.single_partition_of_fp32_groups, zero.bit16_groups_flat, strict=True):
+            moments = 2 if code_maps(zero.optimizer, master.numel()) else 8
+            total += adapter.numel() * (4 + moments + adapter.element_size())
+        return total
+
+    def missing_moment_bytes(self) -> int:
+        """Bytes on this rank's device that the moments will take from the first step on; 0 once they are there."""
+        zero, missing = self._engine.optimizer, 0
+        for master in zero.single_partition_of_fp32_groups:
+            if not zero.optimizer.state.get(master):
+                missing += moment_bytes(zero.optimizer, master)
+        return missing
+
+    def paged_state(self) -> bool:
+        """True if this rank's moments lie in memory that can move between GPU and host."""
+        zero = self._engine.optimizer
+        return any(is_paged(zero.optimizer, master) for master in zero.single_partition_of_fp32_groups)
+
+    def _parameters(self, number: int) -> list[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of a parameter group in the order of its flat vector."""
+        names = {id(parameter): name for name, parameter in self._engine.module.named_parameters()}
+        return [(names[id(p)], tuple(p.shape)) for p in self._engine.optimizer.bit16_groups[number]]
 
     def optimizer_state_bytes(self) -> int:
         """Bytes of optimizer state on this rank: moments, their scales, fp32 masters; shows that it is sharded."""

@@ -1,5 +1,7 @@
 """Means over micro-batches, steps and ranks: summed on the device, reduced once when somebody looks."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -30,3 +32,13 @@ class MetricSums:
         table = distributed.sum_over_ranks(torch.stack([self._sums[name] for name in names])).tolist()
         self._sums = {}
         return {name: total / count for name, (total, count) in zip(names, table, strict=True) if count}
+
+    def export(self) -> dict[str, Tensor]:
+        """The running pairs of this rank in host memory, for a checkpoint."""
+        return {name: pair.cpu() for name, pair in self._sums.items()}
+
+    def restore(self, pairs: Mapping[str, Tensor], device: torch.device) -> None:
+        """Add pairs that `export` gave."""
+        for name, pair in pairs.items():
+            moved = pair.to(device, copy=True)
+            self._sums[name] = self._sums[name] + moved if name in self._sums else moved

@@ -1,10 +1,11 @@
 """One optimizer step: the gradient of the mean over everything scored in it, on all ranks.
 
 The order: count what the step weighs, one reduction on the device, then forward and backward per
-micro-batch, then the update. Nothing here waits for the device.
+micro-batch, then the update. Nothing but the update waits for the device.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from anima import distributed
 from anima.errors import TrainingError
-from anima.objectives.objective import Objective
+from anima.objectives.objective import MetricSum, Objective, ObjectiveOutput
+from anima.train import faults
 from anima.train.engine import Engine, StepOutcome
 from anima.train.metrics import MetricSums
 
@@ -23,6 +25,7 @@ def train_step(
     micro_batches: Sequence[Any],
     learning_rate: float,
     metrics: MetricSums,
+    flags: Sequence[float] = (),
 ) -> StepOutcome:
     """Run one optimizer step over this rank's micro-batches.
 
@@ -34,15 +37,27 @@ def train_step(
         micro_batches: This rank's part of the step, one or more.
         learning_rate: For this step.
         metrics: Where the objective's sums go.
+        flags: Numbers that every rank wants to know the sum of; they travel with the weight, at no cost.
     """
-    local = torch.tensor(float(sum(objective.weight(batch) for batch in micro_batches)), device=engine.device)
-    weight = distributed.sum_over_ranks(local)
+    local = [float(sum(objective.weight(batch) for batch in micro_batches)), *flags]
+    weight, *agreed = distributed.sum_over_ranks(torch.tensor(local, device=engine.device)).unbind()
     for index, batch in enumerate(micro_batches):
+        poisoned = faults.fire("forward")
         output = objective(engine, batch.to(engine.device))
+        if poisoned:
+            output = _poisoned(output)
         engine.backward(output.loss_sum, weight, last=index == len(micro_batches) - 1)
+        faults.fire("backward")
         for name, metric in output.metrics.items():
             metrics.add(name, metric)
-    return engine.step(learning_rate)
+    outcome = engine.step(learning_rate)  # it has waited for the device, so reading the sums waits for nothing
+    return replace(outcome, agreed=tuple(torch.stack(agreed).tolist()) if agreed else ())
+
+
+def _poisoned(output: ObjectiveOutput) -> ObjectiveOutput:
+    """What a loss that is not a number gives: for the tests of what happens then."""
+    metrics = {name: MetricSum(metric.total * float("nan"), metric.count) for name, metric in output.metrics.items()}
+    return ObjectiveOutput(output.loss_sum * float("nan"), metrics)
 
 
 class GradientProbe:
@@ -66,6 +81,10 @@ class GradientProbe:
             self._seen[index] = torch.maximum(self._seen[index], (gradient != 0).any().float())
 
         return observe
+
+    def forget(self) -> None:
+        """Begin anew: what was seen so far was a rehearsal."""
+        self._seen.zero_()
 
     def check(self) -> None:
         """After the first step, on every rank.

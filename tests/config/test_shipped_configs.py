@@ -49,3 +49,14 @@ def test_the_ancestors_recipe_is_kept() -> None:
     assert len(config.output.sample_prompts) == 3
     # A whole step of the longest sequences fits into one micro-batch.
     assert config.batch.micro_batch_tokens == config.batch.global_batch_size * config.data.sequence_limit
+
+
+def test_the_ancestors_preference_recipe_is_kept() -> None:
+    config, _ = parse_config(["--config", str(REPOSITORY / "launch" / "configs" / "anima_33b_dpo.yaml")])
+    assert (config.objective, config.preference.loss_type, config.preference.beta) == ("dpo", "sigmoid", 0.1)
+    assert config.preference.needs_reference
+    assert (config.batch.global_batch_size, config.optimization.max_steps) == (16, 100)
+    assert (config.lora.lora_r, config.lora.lora_alpha, config.lora.lora_dropout) == (256, 16, 0)
+    assert (config.data.sequence_limit, config.data.truncation) == (600, "trim_prompt")
+    assert config.optimization.learning_rate == 0.0001
+    assert (config.output.eval_steps, config.output.save_steps, len(config.output.sample_prompts)) == (10, 10, 3)

@@ -21,8 +21,8 @@ DEEP = '{"prompt": "a", "completion": ' + "[" * 100_000 + "]" * 100_000 + "}\n"
 
 
 @pytest.fixture
-def run(tmp_path: Path, byte_tokenizer: Any) -> Callable[..., PreparedData]:
-    def call(file: Path, **options: Any) -> PreparedData:
+def run(tmp_path: Path, byte_tokenizer: Any) -> Callable[..., PreparedData[Any]]:
+    def call(file: Path, **options: Any) -> PreparedData[Any]:
         config = DataConfig(
             train_files=(str(file),), data_cache_dir=str(tmp_path / "cache"), data_workers=1, chat_template="plain",
             **options,
@@ -108,7 +108,7 @@ def test_rows_that_are_refused_or_counted(file: str, bad: bytes, what: str, run:
     assert (tally.rows, tally.first) == (1, [place])
 
 
-def _rows(data: PreparedData) -> list[str]:
+def _rows(data: PreparedData[Any]) -> list[str]:
     return [data.train.source(i).rpartition("/")[2] for i in range(len(data.train))]
 
 

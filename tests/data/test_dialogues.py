@@ -48,7 +48,7 @@ def test_golden_rows_of_the_ancestor_with_its_defects_mended(shared_data_dir: Pa
     }
     seen = []
     for case in cases:
-        name = case["format"].replace("-", "_")
+        name = {"hh-rlhf": "hh_rlhf_chosen"}.get(case["format"], case["format"].replace("-", "_"))
         turns = to_conversation(case["row"], name, "golden").messages
         told = [f"{m.role} {m.content}" for m in turns]
         note = next((note for note in mended if case["note"].startswith(note)), None)
@@ -68,11 +68,14 @@ def test_chosen_answers_are_learned_only_when_asked(chosen: str) -> None:
     row = {"chosen": chosen, "rejected": "\n\nHuman: hi\n\nAssistant: no"}
     with pytest.raises(DataError, match="fits no known format") as caught:
         detect_format(row, "f:1")
-    assert "--dataset_format hh_rlhf" in str(caught.value.fix)
+    assert "--dataset_format hh_rlhf_chosen" in str(caught.value.fix)
     with pytest.raises(DataError) as other:
         detect_format({"prompt": "p", "chosen": "a", "rejected": "b"}, "f:1")
-    assert "preferences" in str(other.value.fix)
-    assert to_conversation(row, "hh_rlhf", "f:1").messages == (Message("user", "hi"), Message("assistant", "hello"))
+    assert str(other.value.fix) == "these are preferences: --objective dpo"
+    assert to_conversation(row, "hh_rlhf_chosen", "f:1").messages == (
+        Message("user", "hi"),
+        Message("assistant", "hello"),
+    )
 
 
 def test_lists_of_questions_and_answers() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from anima.config.schema import DatasetFormat
 from anima.data.formats import FORMATS, detect_format, to_conversation
+from anima.data.pair_formats import PAIR_FORMATS
 from anima.data.records import Message
 from anima.errors import DataError
 
@@ -16,7 +17,7 @@ U, A = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
 
 
 def test_the_table_and_the_flag_name_the_same_formats() -> None:
-    assert ["auto", *(layout.name for layout in FORMATS)] == list(get_args(DatasetFormat))
+    assert ["auto", *(layout.name for layout in (*FORMATS, *PAIR_FORMATS))] == list(get_args(DatasetFormat))
 
 
 @pytest.mark.parametrize(

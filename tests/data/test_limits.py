@@ -29,12 +29,11 @@ def _row(*users: str, answer: str = "xyz") -> list[Segment]:
 
 def _fit(tokenizer: Any, segments: list[Segment], **limits: Any) -> EncodedRow:
     config = DataConfig(train_files=("x",), **{"truncation": "trim_prompt", **limits})
-    return RowEncoder(tokenizer, config).encode([segments], ["f:9"])[0]
+    return RowEncoder(tokenizer, config).encode([[segments]], ["f:9"])[0]
 
 
 def _text(tokenizer: Any, row: EncodedRow) -> str:
-    assert row.sequence is not None
-    return str(tokenizer.decode(row.sequence.input_ids))
+    return str(tokenizer.decode(row.sequences[0].input_ids))
 
 
 def test_a_row_within_the_limits_is_kept_whole(byte_tokenizer: Any) -> None:
@@ -82,7 +81,7 @@ def test_earlier_turns_are_trimmed_first(byte_tokenizer: Any) -> None:
 )
 def test_answers_and_scaffolds_are_never_cut(limits: dict[str, Any], reason: str, byte_tokenizer: Any) -> None:
     row = _fit(byte_tokenizer(), _row("abcdefghij"), **limits)
-    assert (row.sequence, row.dropped, row.trimmed) == (None, reason, False)
+    assert (row.sequences, row.dropped, row.trimmed) == ((), reason, False)
 
 
 @pytest.mark.parametrize(
@@ -119,15 +118,14 @@ def test_trimmed_rows_keep_everything_else(byte_tokenizer: Any) -> None:
     @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(st.lists(st.text(st.sampled_from("ab 你<|im_end|>é𝄞"), max_size=12), min_size=1, max_size=3), st.data())
     def check(users: list[str], data: st.DataObject) -> None:
-        whole = _fit(tokenizer, _row(*users), max_seq_length=1000).sequence
-        assert whole is not None
+        whole = _fit(tokenizer, _row(*users), max_seq_length=1000).sequences[0]
         limit = data.draw(st.integers(2, len(whole)))
         row = _fit(tokenizer, _row(*users), max_seq_length=limit)
         least = 9 * len(users) + (len(users[-1][-1].encode()) if users[-1] else 0)
         assert (row.dropped is None) == (limit >= least)
-        if row.sequence is None:
+        if not row.sequences:
             return
-        assert limit - 3 <= len(row.sequence) <= limit  # a character has up to 4 bytes
+        assert limit - 3 <= len(row.sequences[0]) <= limit  # a character has up to 4 bytes
         parts = _text(tokenizer, row).split("\nA:xyz</s>")
         assert parts.pop() == ""
         assert len(parts) == len(users)
@@ -143,10 +141,9 @@ def test_the_small_model_s_tokens_are_trimmed_to_the_limit(smol_tokenizer: Any) 
         replace(segment, text="<|im_end|>") if segment.text == "</s>" else segment
         for segment in _row("one two three four five six seven", "用一句话描述地球")
     ]
-    whole = _fit(smol_tokenizer, segments, max_seq_length=512).sequence
-    assert whole is not None
+    whole = _fit(smol_tokenizer, segments, max_seq_length=512).sequences[0]
     kept = {limit: _fit(smol_tokenizer, segments, max_seq_length=limit) for limit in range(10, len(whole))}
-    lengths = {limit: len(row.sequence) for limit, row in kept.items() if row.sequence is not None}
+    lengths = {limit: len(row.sequences[0]) for limit, row in kept.items() if row.sequences}
     assert len(lengths) > 15
     assert all(limit - 3 <= length <= limit for limit, length in lengths.items())
 
@@ -158,8 +155,7 @@ def test_without_an_answer_told_apart_only_the_whole_counts(byte_tokenizer: Any)
 
 def test_all_tokens_carry_loss_when_asked(byte_tokenizer: Any) -> None:
     row = _fit(byte_tokenizer(), _row("abc"), max_seq_length=64, train_on="all")
-    assert row.sequence is not None
-    assert row.sequence.labels.tolist() == row.sequence.input_ids.tolist()
+    assert row.sequences[0].labels.tolist() == row.sequences[0].input_ids.tolist()
 
 
 def test_an_answer_without_stop_token_is_counted_as_such(byte_tokenizer: Any) -> None:

@@ -137,3 +137,25 @@ def test_what_the_configuration_forbids_is_a_bug(dataset: TokenizedDataset) -> N
         _loader(dataset.select([]))
     with pytest.raises(ValueError, match="without sequences"):
         EvalLoader(dataset.select([]), micro_batch_tokens=7, packing=True, rank=0, world_size=1)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_no_micro_batch_of_any_rank_is_heavier_than_the_heaviest(
+    dataset: TokenizedDataset, world_size: int, packing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaders = [_loader(dataset, rank, world_size, packing=packing) for rank in range(world_size)]
+    loads = [sum(batch.document_lengths) for loader in loaders for step in range(9) for batch in loader.step(step)]
+    heaviest = {sum(loader.heaviest(9).document_lengths) for loader in loaders}
+    assert heaviest == {max(loads)}
+    assert max(sum(b.document_lengths) for b in loaders[0].step(0)) <= sum(loaders[0].heaviest(1).document_lengths)
+    # A run too long to be packed beforehand: a bound that keeps to the budget.
+    monkeypatch.setattr("anima.data.loader.SEQUENCES_TO_PACK", 10)
+    bound = sum(loaders[0].heaviest(9).document_lengths)
+    assert max(loads) <= bound <= 16
+
+
+def test_the_probe_is_the_same_for_any_ranks_and_budget(dataset: TokenizedDataset) -> None:
+    probes = [_loader(dataset, rank, 2, micro_batch_tokens=budget).probe() for rank in (0, 1) for budget in (16, 40)]
+    assert all(probe.input_ids.tolist() == probes[0].input_ids.tolist() for probe in probes)
+    assert probes[0].num_scored == 1

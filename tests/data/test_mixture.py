@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from anima.config.schema import DataConfig
+from anima.data.kinds import PAIRS
 from anima.data.mixture import repeated
-from anima.data.prepare import PreparedData, prepare
+from anima.data.prepare import PreparedData, prepare, prepare_records
 from anima.errors import DataError
 
 
@@ -32,8 +33,8 @@ def test_the_seed_and_the_file_choose_the_rows() -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Any, byte_tokenizer: Any, write_rows: Any) -> Callable[..., PreparedData]:
-    def call(*weights: str, **options: Any) -> PreparedData:
+def run(tmp_path: Any, byte_tokenizer: Any, write_rows: Any) -> Callable[..., PreparedData[Any]]:
+    def call(*weights: str, **options: Any) -> PreparedData[Any]:
         names = []
         for letter, weight in zip("ab", weights, strict=False):
             rows = [{"prompt": f"{letter}{i}", "completion": "x"} for i in range(10)]
@@ -57,7 +58,7 @@ def test_a_mixture_of_files(run: Any) -> None:
     data = run(":2", ":0.5")
     assert _files(data.train) == {"a": 20, "b": 5}
     assert data.report.train_rows == 25
-    assert any("b.jsonl x 0.5: 5 of 10 sequences an epoch" in line for line in data.report.lines())
+    assert any("b.jsonl x 0.5: 5 of 10 an epoch" in line for line in data.report.lines())
     again = run(":2", ":0.5")
     assert again.report.train_cache.reused
     assert again.train.fingerprint == data.train.fingerprint != run(":2", ":0.6").train.fingerprint
@@ -107,3 +108,16 @@ def test_a_file_whose_name_ends_like_a_weight_is_that_file(tmp_path: Any, monkey
     with pytest.raises(DataError, match="named twice") as caught:
         resolve(["a.jsonl", "a.jsonl:2"], "train_files")
     assert "a.jsonl:2" in str(caught.value.fix)
+
+
+def test_a_mixture_of_pairs(tmp_path: Any, byte_tokenizer: Any, write_rows: Any) -> None:
+    names = []
+    for letter, weight in (("a", ":2"), ("b", ":0.5")):
+        rows = [{"prompt": f"{letter}{i}", "chosen": "good", "rejected": "no"} for i in range(10)]
+        names.append(write_rows(rows, f"{letter}.jsonl") + weight)
+    config = DataConfig(train_files=tuple(names), data_cache_dir=str(tmp_path / "cache"), data_workers=1)
+    train = prepare_records(PAIRS, config, byte_tokenizer(), seed=3).train
+    assert _files(train) == {"a": 20, "b": 5}
+    for i in (0, 7, 24):  # both sides of a pair stay together
+        texts = [byte_tokenizer().decode(side.input_ids) for side in train[i]]
+        assert texts[0].replace("good", "no") == texts[1]

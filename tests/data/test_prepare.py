@@ -15,6 +15,7 @@ from anima.config.schema import DataConfig
 from anima.data import prepare as module
 from anima.data import row_work
 from anima.data.encode import IGNORE_INDEX
+from anima.data.kinds import CONVERSATIONS
 from anima.data.prepare import PreparedData, prepare
 from anima.data.segments import Segment
 from anima.data.templates import make_template
@@ -120,7 +121,7 @@ def test_lengths_of_all_rows_are_kept_beside_the_tokens(byte_tokenizer: Any, tmp
     config = DataConfig(
         train_files=(file,), data_cache_dir=str(tmp_path), chat_template="plain", max_seq_length=20, data_workers=1
     )
-    whole = module.tokenise(config, byte_tokenizer(), make_template("plain", byte_tokenizer()))[0]
+    whole = module.tokenise(CONVERSATIONS, config, byte_tokenizer(), make_template("plain", byte_tokenizer()))[0]
     assert whole.lengths().tolist() == [[2, 2, 4], [2, 51, 53], [2, 4, 6]]
     assert len(whole.dataset) == 2
 
@@ -180,7 +181,7 @@ def test_held_out_files(run: Any, write_rows: Any) -> None:
 
 def test_the_cache_is_found_again_under_other_names(run: Any, write_rows: Any, monkeypatch: Any) -> None:
     first = run(write_rows([*PAIRS, {"prompt": "x" * 2000, "completion": "y"}]))
-    monkeypatch.setattr(row_work, "to_conversation", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(row_work.RowEncoder, "encode", lambda *_: pytest.fail("read again"))
     moved = write_rows([*PAIRS, {"prompt": "x" * 2000, "completion": "y"}], "moved.jsonl")
     again = run(moved)
     assert (first.report.train_cache.reused, again.report.train_cache.reused) == (False, True)

@@ -13,14 +13,17 @@ import pytest
 
 from anima.config.schema import DataConfig
 from anima.data import workers
+from anima.data.kinds import CONVERSATIONS, PAIRS
 from anima.data.prepare import PreparedData, prepare
+from anima.data.row_work import RowWork
+from anima.data.templates import make_template
 from anima.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROWS = [{"prompt": f"question {i}", "completion": "answer " * (i % 90)} for i in range(1500)]
 
 
-def _prepare(file: str, cache: Path, tokenizer: Any, count: int, **options: Any) -> PreparedData:
+def _prepare(file: str, cache: Path, tokenizer: Any, count: int, **options: Any) -> PreparedData[Any]:
     config = DataConfig(
         train_files=(file,),
         data_cache_dir=str(cache),
@@ -90,3 +93,10 @@ def _is_ours(pid: str) -> bool:
         return b"multiprocessing" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
+
+
+def test_both_kinds_of_records_can_be_sent(byte_tokenizer: Any) -> None:
+    """What cannot is tokenised in one process, with a warning that nobody should need."""
+    for kind in (CONVERSATIONS, PAIRS):
+        work = RowWork(kind, DataConfig(train_files=("a",)), byte_tokenizer(), make_template("auto", byte_tokenizer()))
+        assert workers._can_be_sent(work)

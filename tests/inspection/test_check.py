@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from anima.config.schema import DataConfig
-from anima.data.prepare import prepare
+from anima.data.kinds import CONVERSATIONS, PAIRS
+from anima.data.prepare import prepare_records
 from anima.data.templates import make_template
 from anima.errors import DataError
 from anima.inspection import check as module
@@ -20,23 +21,25 @@ GOOD = [{"prompt": f"What is {n} and {n * n}?", "completion": f"Number {n * 37 %
 
 @pytest.fixture
 def run(tmp_path: Path, byte_tokenizer: Any) -> Callable[..., CheckReport]:
-    def call(*files: str, similarity: float = 0.8, near: int = 1000, **options: Any) -> CheckReport:
+    def call(
+        *files: str, similarity: float = 0.8, near: int = 1000, kind: Any = CONVERSATIONS, **options: Any
+    ) -> CheckReport:
         config = DataConfig(train_files=files, data_cache_dir=str(tmp_path / "cache"), data_workers=1, **options)
         tokenizer = byte_tokenizer()
         template = make_template(config.chat_template, tokenizer)
         report = check(
-            config, tokenizer, template, seed=5, options=CheckOptions(similarity=similarity, max_near_rows=near)
+            kind, config, tokenizer, template, seed=5, options=CheckOptions(similarity=similarity, max_near_rows=near)
         )
-        assert report.refusal == _refusal(config, tokenizer)
+        assert report.refusal == _refusal(kind, config, tokenizer)
         return report
 
     return call
 
 
-def _refusal(config: DataConfig, tokenizer: Any) -> str | None:
+def _refusal(kind: Any, config: DataConfig, tokenizer: Any) -> str | None:
     """What training itself says."""
     try:
-        prepare(config, tokenizer, seed=5)
+        prepare_records(kind, config, tokenizer, seed=5)
     except DataError as error:
         return str(error)
     return None
@@ -141,6 +144,32 @@ def test_rows_that_are_no_conversations_are_still_looked_at(run: Any, write_rows
     assert "Whoever only prefers length is right in 95%" in "\n".join(report.lines())
     other = run(write_rows([{"question": "caf\ufffd", "answer": "B"}]))
     assert _places(other) == {"replacement characters": ["rows.jsonl:1 'caf\ufffd'"]}
+
+
+def test_pairs_of_a_preference_run(run: Any, write_rows: Any) -> None:
+    """The same rows with --objective dpo: what its data stage drops, and what a person should know."""
+    pairs = [{"prompt": f"Question {n * 7919}?", "chosen": f"good answer {n}", "rejected": "no"} for n in range(6)]
+    odd = [
+        {"prompt": "Q", "chosen": "A", "rejected": "A"},
+        {"prompt": "Q", "chosen": "caf\ufffd", "rejected": "B"},
+        {"prompt": "Q", "chosen": "", "rejected": "B"},
+    ]
+    file = write_rows([*pairs, *odd])
+    report = run(file, kind=PAIRS, bad_rows="drop", similarity=0.95)
+    assert report.refusal is None
+    assert (report.rows, report.kept) == (9, 7)
+    assert {reason: tally["first"] for reason, tally in report.dropped.items()} == {
+        "chosen and rejected are the same": [f"{file}:7"],
+        "bad row: the answer is empty (chosen)": [f"{file}:9"],
+    }
+    assert _places(report) == {
+        "chosen equal to rejected": ["rows.jsonl:7"],
+        "an empty answer": ["rows.jsonl:9"],
+        "replacement characters": ["rows.jsonl:8 'caf\ufffd'"],
+    }
+    assert any("chosen is longer in 78%" in note for note in report.notes)
+    refused = run(file, kind=PAIRS)
+    assert "the answer is empty (chosen)" in str(refused.refusal)
 
 
 def test_files_that_cannot_be_read(run: Any, tmp_path: Path) -> None:

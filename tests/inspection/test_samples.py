@@ -8,7 +8,8 @@ import pytest
 
 from anima.config.schema import DataConfig
 from anima.data.encode import IGNORE_INDEX
-from anima.data.prepare import prepare
+from anima.data.kinds import CONVERSATIONS, PAIRS
+from anima.data.prepare import prepare, prepare_records
 from anima.data.templates import make_template
 from anima.errors import DataError
 from anima.inspection.pages import samples_page, stats_page, write_page
@@ -38,7 +39,7 @@ def read(tmp_path: Path, write_rows: Any) -> Callable[..., list[Sample]]:
             train_files=(write_rows(rows),), data_cache_dir=str(tmp_path / "c"), bad_rows="drop", **options
         )
         template = make_template(config.chat_template, tokenizer)
-        samples = SampleReader(config, tokenizer, template).read("train_files", wanted)
+        samples = SampleReader(CONVERSATIONS, config, tokenizer, template).read("train_files", wanted)
         data = prepare(config, tokenizer, seed=1, template=template).train
         kept = {data.source(i): data[i] for i in range(len(data))}
         for sample in samples:
@@ -86,6 +87,30 @@ def test_rows_that_are_left_out_or_trimmed(read: Any, byte_tokenizer: Any) -> No
     assert trimmed.cut.startswith("word word word")
     shown = "".join(p.text for p in trimmed.pieces if p.role == "user")
     assert trimmed.cut + shown == "word " * 100
+
+
+def test_both_sides_of_a_pair(byte_tokenizer: Any, write_rows: Any, tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}, {"from": "human", "value": "R"}]
+    pair = {
+        "conversations": turns,
+        "chosen": {"from": "gpt", "value": "good"},
+        "rejected": {"from": "gpt", "value": "no"},
+    }
+    same = {"prompt": "Q", "chosen": "A", "rejected": "A"}
+    tokenizer = byte_tokenizer()
+    for row, status in ((pair, "kept"), (same, "left out, chosen and rejected are the same")):
+        config = DataConfig(train_files=(write_rows([row], "p.jsonl"),), data_cache_dir=str(tmp_path / "c"))
+        reader = SampleReader(PAIRS, config, tokenizer, make_template("auto", tokenizer))
+        chosen, rejected = reader.read("train_files", ["1"])
+        assert chosen.source.endswith("p.jsonl:1 chosen")
+        assert rejected.source.endswith("p.jsonl:1 rejected")
+        assert chosen.status == status
+    config = DataConfig(train_files=(write_rows([pair], "p.jsonl"),), data_cache_dir=str(tmp_path / "c"))
+    samples = SampleReader(PAIRS, config, tokenizer, make_template("auto", tokenizer)).read("train_files", ["1"])
+    for sample, sequence in zip(samples, prepare_records(PAIRS, config, tokenizer, seed=1).train[0], strict=True):
+        pairs = [(i, p.learned) for p in sample.pieces for i in p.ids]
+        assert [i for i, _ in pairs] == sequence.input_ids.tolist()
+        assert [learned for _, learned in pairs] == (sequence.labels != IGNORE_INDEX).tolist()
 
 
 def test_rows_are_found_by_number_and_by_place(read: Any, byte_tokenizer: Any) -> None:
@@ -141,10 +166,11 @@ def test_figures_on_page_and_terminal() -> None:
         over_limit={"source": 0.0, "target": 0.25, "total": 1 / 3},
         histogram=Histogram([0, 10, 20, 31], [1, 0, 2]),
         supervised_share=0.5,
-        sequences_an_epoch=3,
+        unit="sequences",
+        examples_an_epoch=3,
         tokens_an_epoch=1000,
         steps_an_epoch=2,
-        sequences_a_step=2,
+        examples_a_step=2,
         micro_batch_tokens=8192,
         ranks=2,
         packing=Packing(2, 1.5, 2, 0.75),

@@ -8,6 +8,7 @@ import pytest
 
 from anima.config.schema import BatchConfig, DataConfig
 from anima.data.formats import to_conversation
+from anima.data.kinds import CONVERSATIONS
 from anima.data.loader import StepLoader
 from anima.data.prepare import prepare, tokenise
 from anima.data.sources import resolve
@@ -21,8 +22,8 @@ def _measure(file: str, tokenizer: Any, cache: Path, batch: BatchConfig, ranks: 
     config = DataConfig(train_files=(file,), data_cache_dir=str(cache), data_workers=1, **options)
     template = make_template(config.chat_template, tokenizer)
     data = prepare(config, tokenizer, seed=3, template=template)
-    whole = tokenise(config, tokenizer, template)[0]
-    return measure(data.train, whole.lengths(), whole.report, config, batch, seed=3, ranks=ranks)
+    whole = tokenise(CONVERSATIONS, config, tokenizer, template)[0]
+    return measure(data.train, whole.lengths(), whole.report, config, batch, unit="sequences", seed=3, ranks=ranks)
 
 
 def test_quantiles_by_hand() -> None:
@@ -60,7 +61,7 @@ def test_source_and_target_of_real_rows(shared_data_dir: Path, smol_tokenizer: A
     assert found.over_limit["source"] == pytest.approx(np.mean(np.array(source) > 100))
     assert found.over_limit["target"] == pytest.approx(np.mean(np.array(target) > 200))
     assert found.rows == 999
-    assert found.sequences_an_epoch == sum(s <= 100 and t <= 200 for s, t in zip(source, target, strict=True))
+    assert found.examples_an_epoch == sum(s <= 100 and t <= 200 for s, t in zip(source, target, strict=True))
 
 
 def test_steps_and_packing_are_those_of_training(write_rows: Any, byte_tokenizer: Any, tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_steps_and_packing_are_those_of_training(write_rows: Any, byte_tokenizer
     options = {"chat_template": "plain", "max_seq_length": 32}
     found = _measure(write_rows(rows), byte_tokenizer(), tmp_path, batch, ranks=2, **options)
     tokens = [n % 30 + 3 for n in range(50) if n % 30 + 3 <= 32]
-    assert (found.sequences_an_epoch, found.tokens_an_epoch) == (len(tokens), sum(tokens))
+    assert (found.examples_an_epoch, found.tokens_an_epoch) == (len(tokens), sum(tokens))
     assert found.steps_an_epoch == -(-len(tokens) // 8)
     assert found.supervised_share == pytest.approx(1 - len(tokens) / sum(tokens))
     config = DataConfig(train_files=(str(tmp_path / "rows.jsonl"),), data_cache_dir=str(tmp_path), **options)

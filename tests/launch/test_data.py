@@ -62,6 +62,21 @@ def test_stats_takes_the_flags_of_training(flags: Any, capsys: Any, tmp_path: Pa
     assert "rows by total tokens" in out
 
 
+def test_the_objective_decides_what_a_row_is(flags: Any, capsys: Any) -> None:
+    pairs = [{"prompt": f"Q{n}", "chosen": f"good {n}", "rejected": "no"} for n in range(4)]
+    with pytest.raises(SystemExit):
+        data.main(["check", *flags(pairs)])
+    assert "these are preferences: --objective dpo" in capsys.readouterr().out
+    data.main(["check", *flags(pairs, "--objective", "dpo")])
+    assert "Training would start, on 4 of 4 rows." in capsys.readouterr().out
+    data.main(["show", *flags(pairs, "--objective", "dpo"), "--rows", "2"])
+    out = capsys.readouterr().out
+    assert "rows.jsonl:2 chosen" in out
+    assert "rows.jsonl:2 rejected" in out
+    data.main(["stats", *flags(pairs, "--objective", "dpo")])
+    assert "4 pairs" in capsys.readouterr().out
+
+
 def test_a_config_of_training_is_enough(flags: Any, capsys: Any, tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     words = flags(GOOD)

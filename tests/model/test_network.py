@@ -201,3 +201,39 @@ def test_a_tokenizer_without_end_of_sequence_is_refused(tiny_llama_dir: Path, tm
     (tmp_path / "config.json").write_text((tiny_llama_dir / "config.json").read_text())
     with pytest.raises(ModelError, match="end-of-sequence"):
         load_tokenizer(ModelConfig(model_name_or_path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("policy", ["cheap", "1", "all"])
+def test_every_recompute_policy_gives_the_same_gradients_and_keeps_less(tiny_llama_dir: Path, policy: str) -> None:
+    def kept_and_gradients(recompute: str) -> tuple[int, list[torch.Tensor]]:
+        network = build(tiny_llama_dir, recompute=recompute)
+        shake(network)
+        network.train()
+        storages: dict[int, int] = {}
+        frozen = {p.untyped_storage().data_ptr() for p in network.parameters()}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in frozen:
+                storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = forward(network, [[5] * 300, [8] * 200])
+        output.square().sum().backward()
+        gradients = [p.grad.clone() for p in trainable_parameters(network).values() if p.grad is not None]
+        return sum(storages.values()), gradients
+
+    most, reference = kept_and_gradients("none")
+    less, gradients = kept_and_gradients(policy)
+    assert less < 0.93 * most
+    for one, other in zip(reference, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_our_norm_and_swiglu_stand_in_for_transformers_own(tiny_llama_dir: Path) -> None:
+    network = build(tiny_llama_dir)
+    kinds = [type(module).__name__ for module in network.modules()]
+    assert kinds.count("RmsNorm") == 5
+    assert kinds.count("SwiGlu") == 2
+    assert not any(kind in ("LlamaMLP", "LlamaRMSNorm") for kind in kinds)

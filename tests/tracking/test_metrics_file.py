@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anima.errors import DataError, TrackingError
-from anima.tracking.metrics_file import JsonlTracker, json_safe, read_metrics
+from anima.tracking.metrics_file import JsonlTracker, json_safe, read_metrics, rewind
 from anima.tracking.sample import Sample
 
 
@@ -139,3 +139,26 @@ def test_json_safe_forms() -> None:
     assert json_safe(values) == expected
     with pytest.raises(TypeError, match="object"):
         json_safe({"o": object()})
+
+
+def test_rewind_moves_later_steps_aside_and_tells_how_far_the_run_had_come(tmp_path: Path) -> None:
+    tracker = JsonlTracker(tmp_path)
+    for step in (0, 1, 2, 3):
+        tracker.log(step, {"train/loss": 1.0 + step})
+        tracker.log_samples(step, [Sample(prompt="q", answer="a\u2028b")])
+    tracker.finish()
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 4, "train/lo')  # killed while writing
+    before = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    assert rewind(tmp_path, 1) == 3
+    assert (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True) == before[:2]
+    dropped = (tmp_path / "metrics.dropped.jsonl").read_bytes().splitlines()
+    assert [line[:9] for line in dropped] == [b'{"step": ', b'{"step": ', b'{"step": ']
+    assert [row["step"] for row in map(json.loads, dropped[:2])] == [2, 3]
+    samples = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    assert [json.loads(line)["step"] for line in samples] == [0, 1]
+    assert rewind(tmp_path, 1) == 1  # nothing left to do
+    assert len((tmp_path / "metrics.dropped.jsonl").read_bytes().splitlines()) == 3
+    assert rewind(tmp_path, -1) == 1
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+    assert rewind(tmp_path / "nowhere", 5) == 5

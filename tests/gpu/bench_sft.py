@@ -1,0 +1,191 @@
+"""Speed and memory of SFT steps on one GPU: tokens/s with the optimizer, peak memory, share of the GEMM ceiling.
+
+    python tests/gpu/make_shape.py --shape llama-33b --train_files DATA… --output_dir /tmp/llama-33b
+    python tests/gpu/bench_sft.py --model /tmp/llama-33b --runs all:8192 cheap:4096 none:4096 --json out.json
+
+Random weights in NF4, LoRA on all linear layers, sequence lengths drawn from the ancestor's data (log-normal fits to
+its quantiles, cut at 512 + 512), real DeepSpeed ZeRO-2 and paged 8-bit AdamW. One line a run `recompute:tokens`.
+"""
+
+import argparse
+import gc
+import json
+import math
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig
+
+from anima import distributed
+from anima.config.schema import LoraConfig, ModelConfig, OptimizationConfig
+from anima.data.batching import assign, collate
+from anima.data.encode import IGNORE_INDEX, TokenSequence
+from anima.model.base_model import fingerprint, load_base
+from anima.model.compute import choose_compute, claim_device
+from anima.model.lora import attach_lora, trainable_parameters
+from anima.model.packed import PackedModel
+from anima.model.recompute import apply_policy
+from anima.objectives.sft import SupervisedFineTuning
+from anima.train.engine import Engine
+from anima.train.metrics import MetricSums
+from anima.train.optimizer import build_optimizer
+from anima.train.step import train_step
+
+
+def main() -> None:
+    """Build the model once, time every run, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="shape folder")
+    parser.add_argument("--runs", nargs="+", required=True, metavar="RECOMPUTE:TOKENS")
+    parser.add_argument("--sequences", type=int, default=64, help="of one optimizer step")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps, after one of warm-up")
+    parser.add_argument("--lora_r", type=int, default=64)
+    parser.add_argument("--max_gpu_memory_gib", type=float)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--profile", action="store_true", help="print the kernels of one step of the last run")
+    options = parser.parse_args()
+    compute = choose_compute("cuda", "bf16", 0)
+    claim_device(compute, options.max_gpu_memory_gib)
+    distributed.start(distributed.Ranks(), compute.device)
+    engine = build(options.model, options.lora_r, compute)
+    ceiling = gemm_ceiling()
+    parameters = matmul_parameters(options.model)
+    print(
+        f"{torch.cuda.get_device_name()}, GEMM ceiling {ceiling / 1e12:.0f} TFLOP/s, "
+        f"{parameters / 1e9:.2f} B parameters"
+    )
+    results = []
+    for run in options.runs:
+        policy, _, budget = run.rpartition(":")
+        result = measure(engine, policy, int(budget), options.sequences, options.steps)
+        if "tokens_per_second" in result:
+            result["share_of_ceiling"] = 4 * parameters * result["tokens_per_second"] / ceiling
+        results.append({"run": run, **result})
+        print(json.dumps(results[-1]), flush=True)
+    if options.profile:
+        profile(engine, int(budget), options.sequences)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1))
+    distributed.stop()
+
+
+def build(model: str, lora_r: int, compute: Any) -> Engine:
+    """The network under DeepSpeed, as launch/train.py builds it."""
+    base = load_base(ModelConfig(model_name_or_path=model, random_weights=True), compute)
+    adapted = attach_lora(base, LoraConfig(lora_r=lora_r), dtype=compute.dtype, seed=0)
+    network = PackedModel(adapted, "all")
+    parameters = list(trainable_parameters(network).values())
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.3,
+        "bf16": {"enabled": True},
+        "zero_optimization": {
+            "stage": 2,
+            "overlap_comm": True,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": 50_000_000,
+            "allgather_bucket_size": 50_000_000,
+        },
+        "zero_allow_untested_optimizer": True,
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }
+    optimizer = build_optimizer(parameters, OptimizationConfig())
+    return Engine(network, optimizer, settings, distributed.Ranks(), fingerprint)
+
+
+def draw_lengths(count: int, seed: int) -> list[tuple[int, int]]:
+    """(source, target) tokens: log-normals through the ancestor's quantiles (.8: 188 and 222, .95: 396 and 491)."""
+    generator = random.Random(seed)
+
+    def draw(median: float, sigma: float, low: int) -> int:
+        return max(low, min(512, int(math.exp(generator.gauss(median, sigma)))))
+
+    return [
+        (draw(math.log(188) - 0.8416 * 0.9294, 0.9294, 8), draw(math.log(222) - 0.8416 * 0.9905, 0.9905, 4))
+        for _ in range(count)
+    ]
+
+
+def step_batches(budget: int, sequences: int, seed: int) -> tuple[list[Any], int]:
+    """Micro-batches of one step and their tokens."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for source, target in draw_lengths(sequences, seed):
+        ids = generator.integers(4, 32000, source + target).astype(np.int32)
+        labels = ids.copy()
+        labels[:source] = IGNORE_INDEX
+        rows.append(TokenSequence(ids, labels))
+    lengths = [len(row) for row in rows]
+    shares = assign(lengths, world_size=1, micro_batch_tokens=budget, packing=True)[0]
+    return [collate([rows[i] for i in part]) for part in shares], sum(lengths)
+
+
+def measure(engine: Engine, policy: str, budget: int, sequences: int, steps: int) -> dict[str, Any]:
+    """Median seconds of an optimizer step, tokens/s over all timed steps, peak memory; or where it ran out."""
+    apply_policy(engine.network.causal_lm, policy)  # type: ignore[union-attr, arg-type]
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    engine.train_mode()
+    seconds, tokens, update = [], 0, []
+    try:
+        for seed in range(steps + 1):
+            batches, count = step_batches(budget, sequences, seed)
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            train_step(engine, SupervisedFineTuning(), batches, 1e-4, MetricSums())
+            torch.cuda.synchronize()
+            if seed:
+                seconds.append(time.perf_counter() - started)
+                tokens += count
+            update.append(len(batches))
+    except torch.OutOfMemoryError:
+        engine._engine.optimizer.zero_grad()
+        return {"out_of_memory": True}
+    return {
+        "tokens_per_second": round(tokens / sum(seconds)),
+        "step_seconds": round(statistics.median(seconds), 3),
+        "tokens_per_step": tokens // steps,
+        "micro_batches": update[-1],
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
+    }
+
+
+def gemm_ceiling() -> float:
+    """FLOP/s of an 8192^3 bf16 matrix product, measured now."""
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(10):
+        a @ b
+    torch.cuda.synchronize()
+    return float(10 * 2 * 8192**3 / (time.perf_counter() - started))
+
+
+def matmul_parameters(model: str) -> int:
+    """Parameters of the linear layers and the head: what a token is multiplied with."""
+    c = AutoConfig.from_pretrained(model)
+    hidden, inner = c.hidden_size, c.intermediate_size
+    return int(c.num_hidden_layers * (4 * hidden * hidden + 3 * hidden * inner) + c.vocab_size * hidden)
+
+
+def profile(engine: Engine, budget: int, sequences: int) -> None:
+    """Kernels of one step by time."""
+    batches, _ = step_batches(budget, sequences, 99)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        train_step(engine, SupervisedFineTuning(), batches, 1e-4, MetricSums())
+        torch.cuda.synchronize()
+    print(found.key_averages().table(sort_by="cuda_time_total", row_limit=30, max_name_column_width=70))
+
+
+if __name__ == "__main__":
+    main()

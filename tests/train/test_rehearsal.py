@@ -1,0 +1,89 @@
+"""The rehearsal of the heaviest micro-batch changes no number of the training after it."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from conftest import RunRanks
+
+
+def train_twice(model_dir: str) -> list[dict[str, Any]]:
+    """Two steps with dropout and 8-bit moments, without a rehearsal before and with one."""
+    import numpy as np
+
+    from anima.config.schema import LoraConfig, ModelConfig, OptimizationConfig
+    from anima.data.batching import collate
+    from anima.data.encode import TokenSequence
+    from anima.distributed import read_ranks
+    from anima.model.base_model import fingerprint, load_base
+    from anima.model.compute import Compute
+    from anima.model.lora import attach_lora, lora_b_parameters, trainable_parameters
+    from anima.model.packed import PackedModel
+    from anima.objectives.sft import SupervisedFineTuning
+    from anima.train.engine import Engine
+    from anima.train.metrics import MetricSums
+    from anima.train.optimizer import build_optimizer
+    from anima.train.rehearsal import rehearse
+    from anima.train.step import GradientProbe, train_step
+
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": {"stage": 2, "reduce_bucket_size": 10_000},
+        "zero_allow_untested_optimizer": True,
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }
+    results = []
+    for rehearsed in (False, True):
+        compute = Compute(torch.device("cpu"), torch.float32, "test")
+        base = load_base(ModelConfig(model_name_or_path=model_dir), compute)
+        lora = attach_lora(base, LoraConfig(lora_r=16, lora_dropout=0.2), dtype=compute.dtype, seed=1)
+        network = PackedModel(lora, "all")
+        optimizer = build_optimizer(trainable_parameters(network).values(), OptimizationConfig(learning_rate=1e-2))
+        engine = Engine(network, optimizer, settings, read_ranks(), fingerprint)
+        engine.train_mode()
+        ids = np.arange(10, 40, dtype=np.int32)
+        batches = [collate([TokenSequence(ids[:length], ids[:length])]) for length in (30, 12)]
+        probe = GradientProbe(lora_b_parameters(network))
+        said: list[str] = []
+        if rehearsed:
+            rehearse(  # type: ignore[arg-type]
+                SimpleNamespace(
+                    engine=engine,
+                    objective=SupervisedFineTuning(),
+                    steps=SimpleNamespace(heaviest=lambda count, num_train_epochs, heavy=batches[0]: heavy),
+                    num_steps=2,
+                    num_train_epochs=None,
+                    probe=probe,
+                    progress=SimpleNamespace(message=said.append),
+                )
+            )
+            assert not probe._seen.any()
+        sums = MetricSums()
+        outcomes = [train_step(engine, SupervisedFineTuning(), batches, 1e-2, sums) for _ in range(2)]
+        probe.check()
+        state = engine.export_optimizer()[0]
+        results.append(
+            {
+                "said": said,
+                "outcomes": [(outcome.grad_norm, outcome.skipped) for outcome in outcomes],
+                "loss": sums.reduce(),
+                "vectors": state.vectors,
+                "scales": state.scales,
+            }
+        )
+    return results
+
+
+def test_a_rehearsal_changes_nothing(run_ranks: RunRanks, tiny_llama_dir: Path) -> None:
+    plain, rehearsed = run_ranks(train_twice, 1, str(tiny_llama_dir))[0]
+    assert rehearsed["said"] == ["heaviest micro-batch of the run: 30 tokens; it fits"]
+    assert plain["vectors"]["state1"].dtype == torch.uint8
+    assert rehearsed["outcomes"] == plain["outcomes"]
+    assert not any(skipped for _, skipped in plain["outcomes"])
+    assert rehearsed["loss"] == plain["loss"]
+    for kind in ("vectors", "scales"):
+        assert rehearsed[kind].keys() == plain[kind].keys()
+        assert all(torch.equal(rehearsed[kind][name], plain[kind][name]) for name in plain[kind])

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +29,12 @@ if TYPE_CHECKING:  # these take seconds to import: at run time after the command
     from anima.data.kinds import RecordKind
     from anima.data.templates import Template
 
-VERBS = ("check", "show", "stats")
+VERBS = {
+    "check": {"config", "json", "similarity", "max_near_rows"},
+    "show": {"config", "html", "rows", "held_out", "boundaries", "colour"},
+    "stats": {"config", "json", "html", "colour", "ranks"},
+}
+"""What can be done, and the flags of this program that have a meaning for it."""
 PROGRAM = "launch/data.py"
 
 
@@ -85,6 +90,10 @@ def main(argv: Sequence[str]) -> None:
     rest = argv[1:] if verb in VERBS else argv
     spare = {"output_dir": "not-used"}
     config, options = parse_command(_DataFlags, DataOptions, rest, prog=f"{PROGRAM} {'|'.join(VERBS)}", spare=spare)
+    for item in fields(options):
+        if verb in VERBS and item.name not in VERBS[verb] and getattr(options, item.name) != item.default:
+            users = " and ".join(name for name, flags in VERBS.items() if item.name in flags)
+            raise ConfigError(f"--{item.name} means nothing to {verb}", where=f"--{item.name}", allowed=f"with {users}")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     tokenizer, template = load(config)
     if verb == "check":

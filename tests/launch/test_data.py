@@ -9,6 +9,7 @@ import pytest
 from anima.errors import ConfigError, DataError
 from launch import data
 
+NEEDED = ["--model_name_or_path", "m", "--train_files", "f.jsonl"]
 GOOD = [{"prompt": f"What is {n}?", "completion": f"It is {n * 7919 % 1000}."} for n in range(8)]
 
 
@@ -98,6 +99,8 @@ def test_a_config_of_training_is_enough(flags: Any, capsys: Any, tmp_path: Path)
         (["check", "--rowz", "1"], ["did you mean rows"]),
         (["stats", "--ranks", "0"], ["nobody would train"]),
         (["check", "--similarity", "80"], ["a similarity is a share"]),
+        (["check", "--html", "x.html", *NEEDED], ["--html means nothing to check", "with show and stats"]),
+        (["stats", "--rows", "7", *NEEDED], ["--rows means nothing to stats"]),
     ],
 )
 def test_mistakes(argv: list[str], words: list[str]) -> None:

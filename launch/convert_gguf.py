@@ -11,8 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from anima.entry import run_command
-from anima.model.console import quiet_libraries
-from anima.model.gguf import convert_gguf, packaged_gguf
+from anima.model.gguf import convert_gguf, is_whole, packaged_gguf
 
 
 def main(argv: Sequence[str]) -> None:
@@ -23,7 +22,10 @@ def main(argv: Sequence[str]) -> None:
     source.add_argument("--package", help="installed Python package that carries one GGUF file")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to make; a whole one is left alone")
     options = parser.parse_args(argv)
-    quiet_libraries(show_progress=sys.stderr.isatty())
+    if not is_whole(options.output_dir):
+        from anima.model.console import quiet_libraries  # imports transformers, which takes seconds
+
+        quiet_libraries(show_progress=sys.stderr.isatty())
     gguf_path = options.gguf_path or packaged_gguf(options.package)
     made = convert_gguf(gguf_path, options.output_dir)
     print(f"{options.output_dir}: {'converted from ' + gguf_path.name if made else 'there already'}")

@@ -119,7 +119,7 @@ class Conversation:
 class PreferencePair:
     """A prompt, which ends in a user's turn, with the answer that was preferred and the one that was not.
 
-    The two may be the same; whether such a pair is used is the caller's business.
+    The two may be the same; whether such a pair is used is the caller's business. `tools` are those of a Conversation.
 
     Raises:
         DataError: The prompt with one of the answers is no conversation.
@@ -129,6 +129,7 @@ class PreferencePair:
     chosen: str
     rejected: str
     source: str
+    tools: str = ""
 
     def __post_init__(self) -> None:
         for name in ("chosen", "rejected"):
@@ -146,7 +147,7 @@ class PreferencePair:
     def conversations(self) -> tuple[Conversation, Conversation]:
         """The prompt with the chosen answer, and with the rejected one."""
         chosen, rejected = (
-            Conversation((*self.prompt, Message("assistant", answer)), self.source)
+            Conversation((*self.prompt, Message("assistant", answer)), self.source, self.tools)
             for answer in (self.chosen, self.rejected)
         )
         return chosen, rejected

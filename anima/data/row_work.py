@@ -81,14 +81,7 @@ class RowWork:
         Raises:
             DataError: A row cannot be used and the policy is to stop, or it is too long and the policy is error.
         """
-        if batch.layout == "text" and self._template.name != "plain":
-            raise DataError(
-                "a text without turns has no place in a chat template",
-                where=batch.name + batch.rows[0].place,
-                got=f"--chat_template {self._template.name}",
-                allowed="plain",
-                fix="use --chat_template plain, which learns the whole text; or name another --dataset_format",
-            )
+        self.check_layout(batch)
         report = SetReport(rows=len(batch.rows), formats={batch.layout: len(batch.rows)})
         places, rendered = [], []
         for row in batch.rows:
@@ -119,6 +112,21 @@ class RowWork:
             kept += [(sequence, batch.file, place) for sequence in became.sequences]
         lengths = [(became.whole.source, became.whole.target, became.whole.total) for became in encoded]
         return EncodedBatch(kept, np.array(lengths, np.int32).reshape(-1, 3), report)
+
+    def check_layout(self, batch: RowBatch) -> None:
+        """Whether rows of this layout go with the template at all, whatever is in them.
+
+        Raises:
+            DataError: They do not, whatever the policy for bad rows is.
+        """
+        if batch.layout == "text" and self._template.name != "plain":
+            raise DataError(
+                "a text without turns has no place in a chat template",
+                where=batch.name + batch.rows[0].place,
+                got=f"--chat_template {self._template.name}",
+                allowed="plain",
+                fix="use --chat_template plain, which learns the whole text; or name another --dataset_format",
+            )
 
     def render(self, row: RawRow, batch: RowBatch) -> Rendered | Unusable:
         """A row as text, or why it cannot be used.

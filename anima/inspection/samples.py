@@ -110,6 +110,7 @@ class SampleReader:
     def _samples(self, row: RawRow, batch: RowBatch) -> list[Sample]:
         source = batch.name + row.place
         try:
+            self._work.check_layout(batch)
             rendered = self._work.render(row, batch)
             if isinstance(rendered, Unusable):
                 return [_raw(row, source, batch.layout, rendered.reason)]
@@ -189,16 +190,23 @@ def learned_share(sample: Sample) -> float:
 
 
 def _roles(segments: Sequence[Segment], conversation: Conversation) -> list[tuple[Segment, str]]:
-    """Each segment with its speaker: that of the first message from the last one on that holds its text."""
+    """Each segment with its speaker: that of the first message that holds its text and has not been said whole.
+
+    What is learned was said by the assistant, so that an answer which repeats a piece of the question is not the user's.
+    """
     current = 0
     messages = conversation.messages
     found = []
     for segment in segments:
         role = TEMPLATE
         if segment.literal and segment.text:
-            following = range(current, len(messages))
-            current = next((i for i in following if segment.text in messages[i].text), current)
-            role = messages[current].role
+            following = [i for i in range(current, len(messages)) if segment.text in messages[i].text]
+            said = [i for i in following if not segment.trainable or messages[i].role == "assistant"]
+            if not said:
+                found.append((segment, "assistant" if segment.trainable else TEMPLATE))
+                continue
+            role = messages[said[0]].role
+            current = said[0] + (segment.text == messages[said[0]].text)
         elif segment.trainable:
             role = "assistant"
         found.append((segment, role))

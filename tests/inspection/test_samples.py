@@ -89,6 +89,25 @@ def test_rows_that_are_left_out_or_trimmed(read: Any, byte_tokenizer: Any) -> No
     assert trimmed.cut + shown == "word " * 100
 
 
+def test_an_answer_that_repeats_the_question_is_the_assistants(read: Any, byte_tokenizer: Any) -> None:
+    turns = [("user", "A or B?"), ("assistant", "B"), ("user", "B"), ("assistant", "A or B?")]
+    row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    (sample,) = read(byte_tokenizer(), "1", rows=[row])
+    spoken = [(p.role, p.text) for p in sample.pieces if p.role in ("user", "assistant")]
+    assert "".join(text for role, text in spoken if role == "user") == "A or B?B"
+    assert "".join(text for role, text in spoken if role == "assistant") == "BA or B?"
+
+
+def test_a_text_without_turns_is_not_shown_in_a_chat_template(
+    byte_tokenizer: Any, write_rows: Any, tmp_path: Path
+) -> None:
+    config = DataConfig(train_files=(write_rows([{"text": "once"}]),), data_cache_dir=str(tmp_path / "c"))
+    reader = SampleReader(CONVERSATIONS, config, byte_tokenizer(), make_template("model", byte_tokenizer()))
+    (sample,) = reader.read("train_files", ["1"])
+    assert sample.status == "left out, a text without turns has no place in a chat template"
+    assert [piece.text for piece in sample.pieces] == ["text: once\n"]
+
+
 def test_both_sides_of_a_pair(byte_tokenizer: Any, write_rows: Any, tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}, {"from": "human", "value": "R"}]
     pair = {

@@ -192,7 +192,7 @@ def learned_share(sample: Sample) -> float:
 def _roles(segments: Sequence[Segment], conversation: Conversation) -> list[tuple[Segment, str]]:
     """Each segment with its speaker: that of the first message that holds its text and has not been said whole.
 
-    What is learned was said by the assistant, so that an answer which repeats a piece of the question is not the user's.
+    What is learned the assistant said, so an answer that repeats a piece of the question is not taken for the user's.
     """
     current = 0
     messages = conversation.messages

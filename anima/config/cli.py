@@ -1,7 +1,7 @@
 """Command line and YAML become a Config, and back. The only user of tyro and of yaml.
 
 A YAML key is a flag put before the command line: both are text until tyro types it, so `2e-5` means the same in
-both. Force: default < `--config` YAML < command line. Knows nothing of what the options do.
+both. Force: default < ANIMA_… folders < `--config` YAML < command line. Knows nothing of what the options do.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 import tyro
 import yaml
 
-from anima.config.flags import Flag, Given, flag_table, read_argv, unknown_name, wrong_value
+from anima.config.flags import Flag, Given, flag_table, machine_folders, read_argv, unknown_name, wrong_value
 from anima.config.schema import Config
 from anima.errors import ConfigError
 
@@ -70,7 +70,7 @@ def parse_config(argv: Sequence[str], *, prog: str = "launch/train.py") -> tuple
     chosen = {name: item for name, item in given.items() if name not in launch_names}
     if launch.config is not None:
         chosen = read_yaml(launch.config, flag_table(Config)) | chosen
-    return _assemble(Config, chosen, prog), launch
+    return _assemble(Config, machine_folders(os.environ) | chosen, prog), launch
 
 
 def parse_flags(schema: type[Schema], argv: Sequence[str], *, prog: str) -> Schema:

@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from anima.config.spelling import nearest
 from anima.errors import ConfigError
 
+MACHINE_FOLDERS = ("data_cache_dir", "reference_cache_dir", "base_staging_dir")
+"""Options without effect on the result that belong to a machine rather than to a run."""
 _WHOLE_NUMBER = re.compile(r"-?\d+")
 
 
@@ -88,6 +90,16 @@ def flag_table(schema: type) -> dict[str, Flag]:
             required = item.default is MISSING and item.default_factory is MISSING
             table[item.name] = Flag(item.name, annotation, required, item.metadata.get("bare"))
     return table
+
+
+def machine_folders(environ: Mapping[str, str]) -> dict[str, Given]:
+    """Folders of this machine that variables name (ANIMA_DATA_CACHE_DIR, …), as if they were flags."""
+    given = {}
+    for name in MACHINE_FOLDERS:
+        variable = f"ANIMA_{name.upper()}"
+        if environ.get(variable):
+            given[name] = Given(name, (environ[variable],), f"the variable {variable}")
+    return given
 
 
 def read_argv(argv: Sequence[str], flags: Mapping[str, Flag]) -> dict[str, Given]:

@@ -10,6 +10,7 @@ meant for people to stderr.
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from anima.cluster import outcome
 from anima.config.cli import parse_config
 from anima.config.schema import Config
 from anima.entry import run_command
+from anima.errors import RunStopped
 from anima.tracking.terminal import warn
 
 LOG_LINES = 15
@@ -65,6 +67,7 @@ def begin(folder: Path, flags: Sequence[str], *, prepare: bool) -> str:
 
 def tokenise(config: Config) -> None:
     """Fill the token cache, with the checks of launch/train.py that need no GPU."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
     from anima.model.base_model import load_settings
     from anima.model.console import quiet_libraries
     from anima.train.choice import choose_method
@@ -87,7 +90,8 @@ def end(folder: Path, asked: outcome.Asked) -> str:
     notes = outcome.read_notes(folder / "exit")
     verdict = outcome.judge(notes, memory, outcome.newest_step(memory.output_dir), asked)
     say(f"{verdict.next.replace('_', ' ')}: {verdict.why}")
-    if verdict.next in ("requeue", "give_up") and asked == "nothing":
+    stopped = any(note.status == RunStopped.exit_code for note in notes.values())
+    if verdict.next in ("requeue", "give_up") and asked == "nothing" and not stopped:
         show_logs(folder)
     outcome.remember(folder, replace(memory, fruitless=verdict.fruitless))
     return verdict.next

@@ -13,7 +13,7 @@ if [ ! -f launch/train.py ]; then
     return 2
 fi
 . slurm/env.sh || return 2
-if ! python -c 'import anima, torch' 2> /dev/null; then
+if ! python -c 'import sys; from importlib.util import find_spec as f; sys.exit(not (f("anima") and f("torch")))'; then
     printf 'error: this node has no Python with Anima in it\n  where:   %s\n  got:     %s\n  fix:     %s\n' \
         "slurm/env.sh" "$(command -v python || echo 'no python')" \
         "make venv, on a file system that all nodes share; or set PATH in slurm/env.sh" >&2
@@ -59,9 +59,10 @@ free_port() {
 }
 
 requeue() {
+    trap 'exit 75' TERM  # so does Slurm end this script
     if scontrol requeue "$job"; then
         sleep 600 &
-        wait $!  # Slurm ends this script
+        wait $!
         exit 75
     fi
     say "Slurm does not requeue this job. The same sbatch command goes on where it stopped; for a chain of jobs see"

@@ -7,7 +7,7 @@ import ast
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -16,6 +16,7 @@ from anima.errors import ConfigError
 
 MACHINE_FOLDERS = ("data_cache_dir", "reference_cache_dir", "base_staging_dir")
 """Options without effect on the result that belong to a machine rather than to a run."""
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 _WHOLE_NUMBER = re.compile(r"-?\d+")
 
 
@@ -100,6 +101,27 @@ def machine_folders(environ: Mapping[str, str]) -> dict[str, Given]:
         if environ.get(variable):
             given[name] = Given(name, (environ[variable],), f"the variable {variable}")
     return given
+
+
+def with_variables(given: Given, environ: Mapping[str, str]) -> Given:
+    """`$NAME` and `${NAME}` in its values replaced; so one sweep's command gives every trial a folder of its own.
+
+    Raises:
+        ConfigError: a variable is not set.
+    """
+
+    def value_of(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        if name not in environ:
+            raise ConfigError(
+                f"the variable {name} is not set",
+                where=given.where,
+                got=found.string,
+                fix=f"write the folder out, or start it where {name} is set (wandb agent sets WANDB_*)",
+            )
+        return environ[name]
+
+    return replace(given, values=tuple(_VARIABLE.sub(value_of, value) for value in given.values))
 
 
 def read_argv(argv: Sequence[str], flags: Mapping[str, Flag]) -> dict[str, Given]:

@@ -78,8 +78,10 @@ def start(folder: Path) -> None:
     (folder / "log").mkdir(parents=True, exist_ok=True)
     (folder / "state").mkdir(exist_ok=True)
     ports = _free_ports(1 + len(NODES))
-    nodes = [f"NodeName={name} Port={port} CPUs=8 RealMemory=20000 Gres=gpu:{GPUS}" for name, port in
-             zip(NODES, ports[1:], strict=True)]
+    nodes = [
+        f"NodeName={name} Port={port} CPUs=8 RealMemory=20000 Gres=gpu:{GPUS}"
+        for name, port in zip(NODES, ports[1:], strict=True)
+    ]
     host = socket.gethostname().split(".")[0]
     text = CONFIG.format(host=host, controller_port=ports[0], folder=folder, nodes="\n".join(nodes))
     (folder / "slurm.conf").write_text(text, encoding="utf-8")

@@ -100,10 +100,12 @@ def end(folder: Path, asked: outcome.Asked) -> str:
 def trial(folder: Path) -> str:
     """How the trial of a sweep ended: none (there was none left), done, stopped or failed."""
     notes = outcome.read_notes(folder / "exit")
-    if not notes:
-        return "none"
+    if not notes:  # the agent writes the parameters of a trial before it starts it
+        began = (folder / "exit" / "began").stat().st_mtime
+        parameters = [path.stat().st_mtime for path in folder.glob("wandb/sweep-*/config-*.yaml")]
+        return "failed" if max(parameters, default=0.0) >= began else "none"
     status = notes[min(notes)].status
-    return {0: "done", 75: "stopped"}.get(status if status is not None else -1, "failed")
+    return "done" if status == 0 else "stopped" if status == RunStopped.exit_code else "failed"
 
 
 def show_logs(folder: Path) -> None:

@@ -43,6 +43,7 @@ forward() {
 # srun in the background, because bash handles signals only while it waits.
 run_step() {
     rm -f "$logs"/exit/rank-*
+    touch "$logs/exit/began"
     srun --export=ALL --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "$@" &
     step=$!
     [ "$asked" != time_limit ] || forward

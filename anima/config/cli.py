@@ -18,16 +18,7 @@ from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 import tyro
 import yaml
 
-from anima.config.flags import (
-    Flag,
-    Given,
-    flag_table,
-    machine_folders,
-    read_argv,
-    unknown_name,
-    with_variables,
-    wrong_value,
-)
+from anima.config.flags import Flag, Given, flag_table, read_argv, unknown_name, with_environment, wrong_value
 from anima.config.schema import Config
 from anima.errors import ConfigError
 
@@ -79,9 +70,7 @@ def parse_config(argv: Sequence[str], *, prog: str = "launch/train.py") -> tuple
     chosen = {name: item for name, item in given.items() if name not in launch_names}
     if launch.config is not None:
         chosen = read_yaml(launch.config, flag_table(Config)) | chosen
-    if "output_dir" in chosen:
-        chosen["output_dir"] = with_variables(chosen["output_dir"], os.environ)
-    return _assemble(Config, machine_folders(os.environ) | chosen, prog), launch
+    return _assemble(Config, with_environment(chosen, os.environ), prog), launch
 
 
 def parse_flags(schema: type[Schema], argv: Sequence[str], *, prog: str) -> Schema:

@@ -6,7 +6,7 @@ Knows neither how text becomes a value (cli.py) nor what an option means (schema
 import ast
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -93,35 +93,36 @@ def flag_table(schema: type) -> dict[str, Flag]:
     return table
 
 
-def machine_folders(environ: Mapping[str, str]) -> dict[str, Given]:
-    """Folders of this machine that variables name (ANIMA_DATA_CACHE_DIR, …), as if they were flags."""
-    given = {}
+def with_environment(given: Mapping[str, Given], environ: Mapping[str, str]) -> dict[str, Given]:
+    """What was given, and below it the folders of this machine that variables name (ANIMA_DATA_CACHE_DIR, …).
+
+    `$NAME` and `${NAME}` in the output folder are replaced, so that one sweep's command gives every trial its own.
+
+    Raises:
+        ConfigError: the output folder names a variable that is not set.
+    """
+    found = {}
     for name in MACHINE_FOLDERS:
         variable = f"ANIMA_{name.upper()}"
         if environ.get(variable):
-            given[name] = Given(name, (environ[variable],), f"the variable {variable}")
-    return given
+            found[name] = Given(name, (environ[variable],), f"the variable {variable}")
+    found |= given
+    if output_dir := found.get("output_dir"):
+        found["output_dir"] = replace(output_dir, values=tuple(_filled_in(output_dir, environ)))
+    return found
 
 
-def with_variables(given: Given, environ: Mapping[str, str]) -> Given:
-    """`$NAME` and `${NAME}` in its values replaced; so one sweep's command gives every trial a folder of its own.
-
-    Raises:
-        ConfigError: a variable is not set.
-    """
-
-    def value_of(found: re.Match[str]) -> str:
-        name = found[1] or found[2]
-        if name not in environ:
-            raise ConfigError(
-                f"the variable {name} is not set",
-                where=given.where,
-                got=found.string,
-                fix=f"write the folder out, or start it where {name} is set (wandb agent sets WANDB_*)",
-            )
-        return environ[name]
-
-    return replace(given, values=tuple(_VARIABLE.sub(value_of, value) for value in given.values))
+def _filled_in(given: Given, environ: Mapping[str, str]) -> Iterator[str]:
+    for text in given.values:
+        for name in (found[1] or found[2] for found in _VARIABLE.finditer(text)):
+            if name not in environ:
+                raise ConfigError(
+                    f"the variable {name} is not set",
+                    where=given.where,
+                    got=text,
+                    fix=f"write the folder out, or start it where {name} is set (wandb agent sets WANDB_*)",
+                )
+        yield _VARIABLE.sub(lambda found: environ[found[1] or found[2]], text)
 
 
 def read_argv(argv: Sequence[str], flags: Mapping[str, Flag]) -> dict[str, Given]:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from anima.sweeps.journal import Trial
-from anima.sweeps.sweep_file import Parameter, Sweep
+from anima.sweeps.sweep_file import RANGES, Parameter, Sweep
 from anima.sweeps.table import measured
 
 COLUMNS = 3
@@ -26,7 +27,7 @@ def draw(sweep: Sweep, trials: Sequence[Trial], path: Path) -> bool:
     varied = [parameter for parameter in sweep.parameters if parameter.varies]
     if not shown or not varied:
         return False
-    columns = min(COLUMNS, len(varied))
+    columns = 2 if len(varied) in (2, 4) else min(COLUMNS, len(varied))
     rows = -(-len(varied) // columns)
     size = (4.2 * columns, 3.4 * rows)
     figure = Figure(figsize=size, layout="constrained")
@@ -38,7 +39,8 @@ def draw(sweep: Sweep, trials: Sequence[Trial], path: Path) -> bool:
         one.set_visible(index < len(varied))
         if index % columns == 0:
             one.set_ylabel(sweep.metric)
-    figure.suptitle(f"{Path(sweep.path).name}: {len(shown)} trials, {sweep.goal} {sweep.metric}")
+    name = Path(sweep.path).name
+    figure.suptitle(f"{name}: {len(shown)} trials, {sweep.goal} {sweep.metric}; the star is trial {shown[0].number}")
     figure.savefig(path, dpi=130)
     return True
 
@@ -51,11 +53,19 @@ def _panel(axes: Axes, parameter: Parameter, shown: Sequence[Trial]) -> None:
         values = [parameter.choices.index(value) for value in values]
         axes.set_xticks(range(len(parameter.choices)), [str(choice) for choice in parameter.choices])
         axes.set_xlim(-0.5, len(parameter.choices) - 0.5)
-    elif "log" in parameter.distribution:
-        axes.set_xscale("log")
+    elif parameter.distribution in RANGES:
+        axes.set_xlim(*_limits(axes, parameter))
     axes.scatter(values[1:], metrics[1:], s=28, color=POINT, alpha=0.75)
-    axes.scatter(values[:1], metrics[:1], s=60, color=BEST, marker="*", label=f"best: trial {shown[0].number}")
+    axes.scatter(values[:1], metrics[:1], s=110, color=BEST, marker="*", zorder=3)
     axes.set_xlabel(parameter.name)
     axes.grid(alpha=0.25)
-    if len(shown) > 1:
-        axes.legend(fontsize="small", frameon=False)
+
+
+def _limits(axes: Axes, parameter: Parameter) -> tuple[float, float]:
+    """A little more than the range that trials are chosen from, so that a best value at its border is seen as such."""
+    low, high = parameter.low, parameter.high
+    if "log" not in parameter.distribution:
+        return low - 0.04 * (high - low), high + 0.04 * (high - low)
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    return low * (low / high) ** 0.04, high * (high / low) ** 0.04

@@ -81,7 +81,7 @@ types: venv  ## mypy
 slurm:  ## install Slurm for tests/slurm, where there are root and apt-get; the tests are skipped without it
 	@export PATH="$$PATH:/usr/sbin"
 	if type -P slurmctld > /dev/null && type -P slurmd > /dev/null && type -P sbatch > /dev/null; then
-		echo "Slurm is here: $$(sbatch --version)"
+		echo "Slurm is here: $$(type -P slurmctld)"
 		exit 0
 	fi
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then
@@ -91,7 +91,7 @@ slurm:  ## install Slurm for tests/slurm, where there are root and apt-get; the 
 	fi
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends slurm-wlm > /dev/null
-	sbatch --version
+	echo "Slurm is installed: $$(type -P slurmctld)"
 
 clean:  ## remove the environment, the small model and all caches; runs/ stays
 	rm -rf $(VENV) $(VENV).lock .models build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

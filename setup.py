@@ -33,6 +33,7 @@ setup(
     install_requires=[
         "bitsandbytes>=0.50",
         "datasets>=5.0",
+        "datasketch>=2.0",
         "deepspeed>=0.19",
         "filelock>=3.20",
         "gguf>=0.19",

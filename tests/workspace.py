@@ -54,7 +54,7 @@ def as_argv(options: Mapping[str, str]) -> list[str]:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """For commands: no network, no GPU, a home of their own, this interpreter first on PATH, nothing of W&B or Slurm."""
+    """For commands: no network, no GPU, an own home, this interpreter first on PATH, nothing of W&B or Slurm."""
     strangers = ("WANDB_", "SLURM_", "ANIMA_", "RANK", "LOCAL_", "WORLD_SIZE", "MASTER_")
     home.mkdir(parents=True, exist_ok=True)
     return {

@@ -8,7 +8,20 @@ from typing import Literal, get_args
 
 from anima.config.checks import require
 
-ConversationFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "input_output"]
+ConversationFormat = Literal[
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "prompt_completion",
+    "input_output",
+    "chip2",
+    "oasst1",
+    "text",
+    "alpaca_clean",
+    "self_instruct",
+    "long_data",
+    "hh_rlhf_chosen",
+]
 PairFormat = Literal["preference", "sharegpt_preference", "hh_rlhf", "alpaca_preference"]
 LossType = Literal["sigmoid", "ipo", "hinge", "robust", "simpo", "orpo"]
 

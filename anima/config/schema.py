@@ -11,7 +11,7 @@ from anima.config.checks import require as _require
 from anima.config.preference import ConversationFormat, PairFormat, PreferenceConfig, check_objective
 
 DatasetFormat = Literal["auto", ConversationFormat, PairFormat]
-ChatTemplate = Literal["auto", "model", "alpaca", "vicuna", "guanaco", "plain"]
+ChatTemplate = Literal["auto", "model", "model_thinking", "alpaca", "vicuna", "guanaco", "plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,8 @@ class DataConfig:
     """What is read, how it is rendered, and what carries the loss."""
 
     train_files: tuple[str, ...]
-    """Files (.json .jsonl .csv .tsv .parquet), folders, globs or hub names of the training set."""
+    """Files (.json .jsonl .csv .tsv .parquet, the text ones also with .gz), folders, globs or hub names of the
+    training set; a.jsonl:2 uses each row twice an epoch, a.jsonl:0.5 a half of the rows chosen by the seed."""
     eval_files: tuple[str, ...] = ()
     """The same for the held-out set; empty: taken from the training set by --eval_size."""
     eval_size: float = 0.0
@@ -72,7 +73,8 @@ class DataConfig:
     dataset_format: DatasetFormat = "auto"
     """Layout of a row; auto looks at the keys of the first one."""
     chat_template: ChatTemplate = "auto"
-    """How a conversation becomes text; auto is the model's own template, or alpaca if it has none."""
+    """How a conversation becomes text; auto is the model's own template, or alpaca if it has none. model_thinking
+    is the model's own for answers that hold thoughts (<think>); model asks hybrid models for answers without."""
     max_seq_length: int | None = None
     """Longest sequence (for dpo of each side of a pair), tokens; None: source_max_len + target_max_len if both are
     given, else 1024."""
@@ -83,10 +85,17 @@ class DataConfig:
     truncation: Literal["drop", "trim_prompt", "error"] = "drop"
     """What happens to a row over a limit: drop it (counted), shorten the user's text from its start
     (answers are never cut; a row whose answer alone is too long is dropped, counted), or stop."""
+    bad_rows: Literal["error", "drop"] = "error"
+    """What happens to a row that cannot be used (broken JSON, no answer, a missing key): stop, or leave it out, with
+    all such rows counted by reason and the first ones named."""
     train_on: Literal["assistant", "all"] = "assistant"
     """Tokens that carry the loss: the assistant's turns with their stop tokens, or all."""
     data_cache_dir: str = "~/.cache/anima/data"
     """Folder for tokenised data, keyed by everything the tokens depend on."""
+    data_workers: int | None = None
+    """Processes that tokenise; None: one a core, at most 16. Without effect on the result."""
+    hub_streaming: bool = False
+    """Read hub sets over the network row by row instead of storing them first: for sets larger than the disk."""
 
     def __post_init__(self) -> None:
         _require(len(self.train_files) > 0, "no training data", "train_files", self.train_files, "one file or more")
@@ -106,6 +115,13 @@ class DataConfig:
                 self.eval_size,
                 "a share below 1, or whole rows",
             )
+        _require(
+            self.data_workers is None or self.data_workers >= 1,
+            "nobody would work",
+            "data_workers",
+            self.data_workers,
+            "1 or more, or None",
+        )
         for name in ("max_seq_length", "source_max_len", "target_max_len"):
             value = getattr(self, name)
             _require(value is None or value >= 2, "a length limit is too small", name, value, "2 tokens or more")

@@ -115,6 +115,7 @@ def attach_lora(
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
+            parameter.grad_dtype = torch.float32  # gradients of micro-batches add up without rounding
     return adapted
 
 

@@ -44,6 +44,15 @@ def base_weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype)
 
 
+def _wide_product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right in fp32, whatever the factors are: the gradient of a parameter, to be added to others."""
+    if left.dtype == torch.float32:
+        return left @ right
+    if left.device.type == "cuda":
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
+
+
 class _FusedLoraLinear(torch.autograd.Function):
     """Shapes: T tokens, I inputs, O outputs, R rank."""
 
@@ -83,8 +92,8 @@ class _FusedLoraLinear(torch.autograd.Function):
         scaling: float = ctx.scaling  # type: ignore[attr-defined]
         up_TR = gradient_TO @ b_OR
         up_TR *= scaling
-        gradient_a = up_TR.T @ source_TI
-        gradient_b = (gradient_TO.T @ down_TR).mul_(scaling)
+        gradient_a = _wide_product(up_TR.T, source_TI)
+        gradient_b = _wide_product(gradient_TO.T, down_TR).mul_(scaling)
         wants_x, wants_source = cast(tuple[bool, ...], ctx.needs_input_grad)[:2]
         gradient_x = gradient_source = None
         if wants_x:

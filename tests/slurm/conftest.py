@@ -64,7 +64,9 @@ class Slurm:
     def states(self, job: str) -> set[str]:
         """State of the job, or of all tasks of an array."""
         lines = self.command("scontrol", "show", "job", "--oneliner", job).splitlines()
-        return {word.removeprefix("JobState=") for line in lines for word in line.split() if word.startswith("JobState=")}
+        return {
+            word.removeprefix("JobState=") for line in lines for word in line.split() if word.startswith("JobState=")
+        }
 
     def restarts(self, job: str) -> int:
         """How often Slurm has started the job anew."""

@@ -66,7 +66,7 @@ def test_a_mistake_ends_the_job_before_any_rank(slurm: Any) -> None:
     assert "ExitCode=2:0" in slurm.command("scontrol", "show", "job", job)
 
 
-def test_near_its_time_limit_a_job_saves_requeues_itself_and_ends_with_the_same_losses(slurm: Any, two_nodes: str) -> None:
+def test_near_its_time_limit_a_job_saves_requeues_itself_and_ends_with_equal_losses(slurm: Any, two_nodes: str) -> None:
     """The signal is sent by hand, as Slurm sends it for --signal=B:USR1@300; its clock ticks every half minute."""
     job = slurm.train("limit", sbatch=["--time=60"], more=SLOW)
     slurm.wait(job, until=lambda: slurm.steps("limit") >= 3)

@@ -1,4 +1,4 @@
-"""slurm/sweep.sbatch on a real Slurm: an array of W&B agents, each trial on GPUs of its own; a preempted one goes on."""
+"""slurm/sweep.sbatch on a real Slurm: an array of W&B agents, each on its own GPUs; a preempted trial goes on."""
 
 import re
 from typing import Any

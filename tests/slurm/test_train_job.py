@@ -1,4 +1,4 @@
-"""slurm/train.sbatch on a real Slurm: two nodes as one process, time limits, requeue, cancel, finished runs, mistakes."""
+"""slurm/train.sbatch on a real Slurm: two nodes as one process, time limits, requeue, cancel, mistakes."""
 
 import json
 from typing import Any

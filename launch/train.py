@@ -143,11 +143,14 @@ def identify(config: Config, ranks: Ranks, compute: Compute, inputs: Inputs) -> 
 
 def build_network(config: Config, compute: Compute) -> PackedModel:
     """Frozen base with a trainable adapter."""
+    from anima.cluster.staging import local_base
     from anima.model.base_model import load_base
     from anima.model.lora import attach_lora
     from anima.model.packed import PackedModel
+    from anima.tracking.progress import Progress
 
-    base = load_base(config.model, compute)
+    folder = local_base(config.model, Progress(0, is_main=True).message)
+    base = load_base(config.model, compute, folder=folder)
     adapter_path = config.model.adapter_path
     adapted = attach_lora(base, config.lora, dtype=compute.dtype, seed=config.seed, adapter_path=adapter_path)
     return PackedModel(adapted, config.optimization.recompute)

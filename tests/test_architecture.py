@@ -22,7 +22,7 @@ LAYERS = (
     ("data", "model"),
     ("objectives", "inspection"),
     ("train", "inference"),
-    ("preflight", "evaluation"),
+    ("preflight", "evaluation", "cluster", "sweeps"),
     ("launch",),
 )
 """Stages from the first to the last: an import goes to an earlier row or stays in its own."""
@@ -43,7 +43,9 @@ OWNERS = {
     "pandas": ("anima/data/",),
     "wandb": ("anima/tracking/",),
     "tyro": ("anima/config/cli.py",),
-    "yaml": ("anima/config/cli.py",),
+    "yaml": ("anima/config/cli.py", "anima/sweeps/sweep_file.py"),
+    "optuna": ("anima/sweeps/sampler.py",),
+    "matplotlib": ("anima/sweeps/plot.py",),
     "openai": ("anima/evaluation/judge.py",),
     "httpx": ("anima/evaluation/judge.py",),
     "requests": ("anima/evaluation/judge.py",),

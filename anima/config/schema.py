@@ -28,6 +28,8 @@ class ModelConfig:
     """Folder of a PEFT LoRA adapter to go on training from; None starts a new one."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you have read that code."""
+    base_staging_dir: str | None = None
+    """Node-local folder that the base is copied to, once a node, and loaded from; None loads it where it lies."""
     random_weights: bool = False
     """Ignore the model's weights and draw random ones on the device: benchmarks and rehearsals only."""
 

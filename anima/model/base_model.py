@@ -4,6 +4,7 @@ No `prepare_model_for_kbit_training`: nothing is up-cast, norms and head stay in
 """
 
 import hashlib
+from pathlib import Path
 from typing import cast
 
 import bitsandbytes as bnb
@@ -24,8 +25,8 @@ UNSUPPORTED_SETTINGS = ("final_logit_softcapping", "attn_logit_softcapping", "lo
 FINGERPRINT_LAYERS = 3
 
 
-def load_base(config: ModelConfig, compute: Compute) -> PreTrainedModel:
-    """The base model, frozen, in eval mode, on `compute.device`.
+def load_base(config: ModelConfig, compute: Compute, *, folder: Path | None = None) -> PreTrainedModel:
+    """The base model, frozen, in eval mode, on `compute.device`; read from `folder` where a copy of it lies there.
 
     transformers reads safetensors through memory maps and quantises tensor by tensor, so that host memory
     stays near one shard.
@@ -37,7 +38,7 @@ def load_base(config: ModelConfig, compute: Compute) -> PreTrainedModel:
     if config.random_weights:
         model = _random_base(settings, config.quantization == "nf4", compute)
     else:
-        model = _pretrained_base(config, settings, compute)
+        model = _pretrained_base(config, settings, compute, folder)
     install_kernels(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -89,7 +90,9 @@ def load_settings(config: ModelConfig) -> PretrainedConfig:
     return cast(PretrainedConfig, settings)
 
 
-def _pretrained_base(config: ModelConfig, settings: PretrainedConfig, compute: Compute) -> PreTrainedModel:
+def _pretrained_base(
+    config: ModelConfig, settings: PretrainedConfig, compute: Compute, folder: Path | None
+) -> PreTrainedModel:
     already_quantized = getattr(settings, "quantization_config", None) is not None
     quantization = None
     if config.quantization == "nf4" and not already_quantized:
@@ -102,7 +105,7 @@ def _pretrained_base(config: ModelConfig, settings: PretrainedConfig, compute: C
         )
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            model_location(config.model_name_or_path),
+            model_location(config.model_name_or_path) if folder is None else str(folder),
             dtype=compute.dtype,
             quantization_config=quantization,
             device_map={"": str(compute.device)},
@@ -117,6 +120,8 @@ def _pretrained_base(config: ModelConfig, settings: PretrainedConfig, compute: C
             got=str(error).strip().splitlines()[0],
             allowed="a causal language model in safetensors",
         ) from error
+    if folder is not None:  # what is saved must name the base, not a copy that goes with the job
+        model.name_or_path = model.config._name_or_path = model_location(config.model_name_or_path)
     return cast(PreTrainedModel, model)
 
 

@@ -42,6 +42,8 @@ class AdapterRecord:
     objective: str
     reference: str = ""
     """For preference training: identity of the model that the policy was compared with."""
+    compute: str = ""
+    """Device and number format of the training, such as `cuda bf16`: where fingerprints can be compared."""
 
 
 def rendering_of(template: Template) -> str:

@@ -36,6 +36,7 @@ class StoredBase:
         folder: Where it lies.
         settings: Its config.json.
         weights: Its tensors.
+        shapes: Its parameters' shapes by name, in the model's order, as a model in 16 bit has them.
         linear: Names of all linear layers, in the model's order.
         to_quantize: Those that NF4 applies to.
         is_nf4: Whether they are stored in NF4 already.
@@ -45,6 +46,7 @@ class StoredBase:
     folder: Path
     settings: PretrainedConfig
     weights: StoredWeights
+    shapes: dict[str, tuple[int, ...]]
     linear: tuple[str, ...]
     to_quantize: tuple[str, ...]
     is_nf4: bool
@@ -68,17 +70,20 @@ class StoredBase:
         """A linear layer's matrix as a model computes with it, (out, in): through NF4 or as it is stored."""
         if nf4 and layer in self.to_quantize:
             return self.quantized(layer, dtype, device).dense(dtype)
-        return self.weights.read(f"{layer}.weight").to(device, dtype)
+        name = f"{layer}.weight"
+        if name not in self.weights.tensors:  # the output head, tied to the embeddings
+            name = self.embedding_name
+        return self.weights.read(name).to(device, dtype)
 
     def fingerprint(self, dtype: torch.dtype, device: torch.device, *, nf4: bool) -> str:
         """What `fingerprint` says of the loaded model, from three of its layers."""
         chosen = fingerprint_choice(self.to_quantize if nf4 else self.linear)
-        return fingerprint_of(self._loaded(layer, dtype, device, nf4=nf4) for layer in chosen)
+        return fingerprint_of(self.dense(layer, dtype, device, nf4=nf4) for layer in chosen)
 
-    def _loaded(self, layer: str, dtype: torch.dtype, device: torch.device, *, nf4: bool) -> Tensor:
-        if f"{layer}.weight" in self.weights.tensors or nf4:
-            return self.dense(layer, dtype, device, nf4=nf4)
-        return self.weights.read(self.embedding_name).to(device, dtype)  # the tied head
+    def matrix_bytes(self, layer: str) -> int:
+        """What a linear layer's matrix takes in the files."""
+        parts = stored_parts(f"{layer}.weight") if self.is_nf4 else [f"{layer}.weight"]
+        return sum(self.weights.tensors[part].nbytes for part in parts)
 
     @property
     def embedding_name(self) -> str:
@@ -103,17 +108,19 @@ def open_base(name_or_path: str, *, trust_remote_code: bool = False) -> StoredBa
         folder=folder,
         settings=settings,
         weights=StoredWeights(folder),
+        shapes=shapes,
         linear=linear,
         to_quantize=tuple(layers_to_quantize(model)),
         is_nf4=stored_quantization(settings) is not None,
         is_tied=is_tied,
     )
-    _check_tensors(base, shapes)
+    _check_tensors(base)
     return base
 
 
-def _check_tensors(base: StoredBase, shapes: dict[str, tuple[int, ...]]) -> None:
+def _check_tensors(base: StoredBase) -> None:
     """Every parameter of the model is there in its shape, and nothing else is."""
+    shapes = base.shapes
     packed = {f"{layer}.weight" for layer in base.to_quantize} if base.is_nf4 else set()
     expected = {part for name in packed for part in stored_parts(name)} | shapes.keys()
     found = {name for name in base.weights.tensors if not name.endswith(UNUSED)}

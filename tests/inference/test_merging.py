@@ -9,22 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_adapter import trained
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from anima.config.schema import LoraConfig, ModelConfig
-from anima.data.templates import make_template
+from anima.config.schema import ModelConfig
 from anima.errors import ModelError
 from anima.inference import merging
-from anima.inference.adapter_folder import AdapterRecord, rendering_of, write_record, writer
+from anima.inference.adapter_folder import AdapterRecord, write_record
 from anima.inference.merged_folder import MergeRequest
 from anima.inference.merging import prepare_merge, run_merge
 from anima.model.base_model import load_base
 from anima.model.compute import Compute
-from anima.model.lora import attach_lora, lora_b_parameters
 from anima.model.merge import NAMES, REQUANTIZED, Drift
-from anima.model.nf4 import fingerprint
 from anima.model.prequantize import prequantize
 from anima.model.tokenizer import load_tokenizer
 
@@ -32,26 +30,6 @@ CPU = torch.device("cpu")
 FP32 = Compute(CPU, torch.float32, "test")
 BF16 = Compute(CPU, torch.bfloat16, "test")
 AS_TRAINED, INTO_ORIGINAL = NAMES["nf4"], NAMES["original"]
-
-
-def trained(folder: Path, base_dir: Path, seed: int, *, template: str = "model", **options: object) -> Path:
-    """An adapter as a run leaves it, with matrices that matter."""
-    quantization = str(options.get("quantization", "nf4"))
-    config = ModelConfig(model_name_or_path=str(base_dir), quantization=quantization)  # type: ignore[arg-type]
-    base = load_base(config, FP32)
-    before = fingerprint(base)
-    targets = options.get("targets", ("all-linear",))
-    lora = LoraConfig(lora_r=4, lora_alpha=8, lora_target_modules=targets)  # type: ignore[arg-type]
-    adapted = attach_lora(base, lora, dtype=torch.float32, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in lora_b_parameters(adapted).values():
-        parameter.data.normal_(0, 0.1, generator=generator)
-    tokenizer = load_tokenizer(config)
-    found = make_template(template, tokenizer)  # type: ignore[arg-type]
-    record = AdapterRecord(str(base_dir), before, quantization, template, rendering_of(found), "sft", "", "cpu float32")
-    folder.mkdir(parents=True)
-    writer(adapted, tokenizer, record)(folder)
-    return folder
 
 
 def merge(request: MergeRequest, compute: Compute = FP32) -> dict[str, Drift]:

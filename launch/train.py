@@ -269,6 +269,7 @@ def adapter_writer(
         rendering=rendering_of(inputs.template),
         objective=config.objective,
         reference=setup.reference,
+        compute=f"{engine.device.type} {str(network.head_weight.dtype).removeprefix('torch.')}",
     )
     return writer(network.adapted, inputs.tokenizer, record)
 

@@ -31,8 +31,12 @@ STRANGERS = {("data", "model"), ("model", "data")}
 OWNERS = {
     "deepspeed": ("anima/train/engine.py",),
     "bitsandbytes": ("anima/model/", "anima/train/optimizer.py"),
-    "peft": ("anima/model/lora.py", "anima/model/merge.py"),
+    "peft": ("anima/model/lora.py", "anima/model/adapters.py"),
     "transformers": ("anima/model/", "anima/inference/"),
+    "huggingface_hub": ("anima/model/weights.py",),
+    "prompt_toolkit": ("launch/chat.py",),
+    "tqdm": ("anima/tracking/bar.py",),
+    "lm_eval": ("anima/evaluation/harness.py",),
     "tokenizers": ("anima/model/",),
     "gguf": ("anima/model/gguf.py",),
     "liger_kernel": ("anima/model/", "anima/objectives/token_logps.py"),

@@ -150,7 +150,7 @@ def check_adapter(config: LoraConfig, adapter_path: str) -> None:
         ModelError: files are missing, or rank or scale differ from the config's.
     """
     folder = Path(adapter_path).expanduser()
-    _check_files(folder, f"--adapter_path {adapter_path}")
+    check_adapter_files(folder, f"--adapter_path {adapter_path}")
     stored = json.loads((folder / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
     for key, value in (("r", config.lora_r), ("lora_alpha", config.lora_alpha)):
         if stored.get(key) != value:
@@ -162,7 +162,8 @@ def check_adapter(config: LoraConfig, adapter_path: str) -> None:
             )
 
 
-def _check_files(folder: Path, where: str) -> None:
+def check_adapter_files(folder: Path, where: str) -> None:
+    """Refuse a folder without PEFT's two files, with a ModelError."""
     missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
     if missing:
         raise ModelError(
@@ -179,7 +180,7 @@ def load_for_inference(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     Raises:
         ModelError: files are missing, or the adapter's matrices do not fit the model.
     """
-    _check_files(folder, f"{folder}")
+    check_adapter_files(folder, f"{folder}")
     try:
         adapted = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
     except (RuntimeError, ValueError) as error:
@@ -250,7 +251,7 @@ def adapter_hash(folder: str) -> str:
         ModelError: files are missing.
     """
     path = Path(folder).expanduser()
-    _check_files(path, folder)
+    check_adapter_files(path, folder)
     stored = json.loads((path / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
     digest = hashlib.sha256(repr((stored.get("r"), stored.get("lora_alpha"), stored.get("use_rslora"))).encode())
     for name, tensor in sorted(adapter_tensors(path).items()):
@@ -276,7 +277,7 @@ def with_other_adapter(model: PeftModel, folder: str) -> Iterator[None]:
         ModelError: files are missing, or its matrices do not fit the model.
     """
     path = Path(folder).expanduser()
-    _check_files(path, folder)
+    check_adapter_files(path, folder)
     trained = model.active_adapter
     dtype = next(iter(trainable_parameters(model).values())).dtype
     try:

@@ -91,10 +91,10 @@ def main(argv: Sequence[str]) -> None:
 
 def load(options: ChatOptions) -> Speakers:
     """Everyone who speaks."""
-    from anima.inference.adapter_folder import RECORD
+    from anima.inference.adapter_folder import has_record
     from anima.inference.chat import SpeakerSettings, load_speakers, named_adapters
 
-    merged = options.model_name_or_path is not None and (Path(options.model_name_or_path) / RECORD).is_file()
+    merged = has_record(options.model_name_or_path)
     quantization = options.quantization
     return load_speakers(
         SpeakerSettings(

@@ -170,7 +170,7 @@ def set_up(
 def answering(config: Config, inputs: Inputs, network: PackedModel) -> Callable[[Sequence[str]], list[str]]:
     """Questions to the network's answers, in the template of the training."""
     from anima.data.records import Message
-    from anima.inference.chat import Answerer
+    from anima.inference.answering import Answerer
 
     answerer = Answerer(network.causal_lm, inputs.tokenizer, inputs.template)
 

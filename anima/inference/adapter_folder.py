@@ -90,6 +90,11 @@ def read_record(folder: Path) -> AdapterRecord:
         ) from error
 
 
+def has_record(model_name_or_path: str | None) -> bool:
+    """Whether a model's folder is a merge of ours, which says in which template it was trained."""
+    return model_name_or_path is not None and (Path(model_name_or_path).expanduser() / RECORD).is_file()
+
+
 def check_template(record: AdapterRecord, template: Template, folder: Path) -> None:
     """Refuse a template that renders otherwise than the adapter's training did.
 

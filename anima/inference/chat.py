@@ -1,99 +1,29 @@
 """A base and its adapters as speakers: each renders as its training did, and answers. Knows no terminal."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.generation.streamers import BaseStreamer, TextStreamer
 
 from anima.config.schema import ChatTemplate, ModelConfig
-from anima.data.encode import Encoder
 from anima.data.records import Message
 from anima.data.templates import Template, make_template
 from anima.errors import ModelError
 from anima.inference.adapter_folder import RECORD, AdapterRecord, check_base, check_template, read_record
-from anima.inference.generate import GREEDY, Sampling, generate_answers
-from anima.inference.stops import stop_ids
+from anima.inference.answering import Answerer
+from anima.inference.generate import GREEDY, Sampling
 from anima.model.adapters import Adapters
 from anima.model.base_model import load_base
 from anima.model.compute import Compute, choose_compute
-from anima.model.nf4 import fingerprint
-from anima.model.packed import generating
+from anima.model.nf4 import fingerprint, hold_dense
 from anima.model.tokenizer import load_tokenizer
 
 BASE = "base"
 """Name of the speaker without an adapter."""
 Quantization = Literal["nf4", "none"]
-
-
-class Answerer:
-    """Renders messages as training did and lets a model answer."""
-
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
-        """Bind a model to its tokenizer and template."""
-        self._model = model
-        self._tokenizer = tokenizer
-        self._template = template
-        self._encoder = Encoder(tokenizer)
-        self._stops = stop_ids(template, self._encoder)
-
-    @property
-    def template(self) -> Template:
-        """How this speaker renders."""
-        return self._template
-
-    def answer(
-        self,
-        conversations: Sequence[Sequence[Message]],
-        *,
-        max_new_tokens: int,
-        sampling: Sampling = GREEDY,
-        streamer: BaseStreamer | None = None,
-    ) -> list[str]:
-        """Answers to conversations that end in a user turn, in one batch."""
-        prompts = [self._encoder.prompt_ids(self._template.prompt_segments(messages)) for messages in conversations]
-        with generating(self._model):
-            return generate_answers(
-                self._model,
-                self._tokenizer,
-                prompts,
-                max_new_tokens=max_new_tokens,
-                stop_ids=self._stops,
-                sampling=sampling,
-                streamer=streamer,
-            )
-
-    def stream(
-        self,
-        messages: Sequence[Message],
-        *,
-        max_new_tokens: int,
-        write: Callable[[str], None],
-        sampling: Sampling = GREEDY,
-    ) -> str:
-        """Answer one conversation and hand on the text as it comes. Ctrl-C ends the answer and keeps what there is."""
-        streamer = _Pieces(self._tokenizer, write)
-        try:
-            return self.answer([messages], max_new_tokens=max_new_tokens, sampling=sampling, streamer=streamer)[0]
-        except KeyboardInterrupt:
-            return streamer.text.strip()
-
-
-class _Pieces(TextStreamer):
-    """Whole words of an answer as they come, without the prompt."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.text = ""
-        self._write = write
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Called by transformers with every piece."""
-        self.text += text
-        if text:
-            self._write(text)
 
 
 @dataclass(frozen=True)
@@ -120,14 +50,25 @@ class SpeakerSettings:
 class Speakers:
     """One base in memory and the adapters that speak through it."""
 
-    def __init__(self, adapters: Adapters, answerers: Mapping[str, Answerer]) -> None:
-        """`answerers` by name, `BASE` among them."""
+    def __init__(self, adapters: Adapters, answerers: Mapping[str, Answerer], places: Mapping[str, str]) -> None:
+        """`answerers` and where they lie by name, `BASE` among them."""
+        self._places = dict(places)
         self._adapters = adapters
         self._answerers = dict(answerers)
 
     def answerer(self, name: str) -> Answerer:
         """One speaker alone; right as long as no other one speaks."""
         return self._answerers[name]
+
+    def identity(self, name: str) -> str:
+        """Folder or hub name of a speaker."""
+        return self._places[name]
+
+    @contextmanager
+    def network(self, name: str) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
+        """The model as one speaker, with its tokenizer."""
+        with self._adapters.speaking(None if name == BASE else name) as model:
+            yield model, self._answerers[name].tokenizer
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -206,8 +147,11 @@ def load_speakers(settings: SpeakerSettings) -> Speakers:
     told = {BASE: _base_voice(settings, config), **told}
     base = load_base(config, compute)
     _check_bases(settings, records, base, compute)
+    if compute.device.type == "cpu":
+        hold_dense(base)
     adapters = Adapters(base, settings.adapters)
-    return Speakers(adapters, {name: Answerer(adapters.model, *voice) for name, voice in told.items()})
+    places = {BASE: config.model_name_or_path, **{name: str(folder) for name, folder in settings.adapters.items()}}
+    return Speakers(adapters, {name: Answerer(adapters.model, *voice) for name, voice in told.items()}, places)
 
 
 def _template_name(settings: SpeakerSettings, record: AdapterRecord) -> ChatTemplate:

@@ -82,7 +82,7 @@ def test_the_real_model_too_in_a_batch_and_alone(small_model_dir: Path) -> None:
     asked = [[Message("user", text)] for text in questions]
     batch = answerer.answer(asked, max_new_tokens=16)
     assert batch == [answerer.answer([one], max_new_tokens=16)[0] for one in asked]
-    assert len(set(batch)) == 3
+    assert len(set(batch)) == len(questions)
 
 
 def test_an_answer_ends_at_the_templates_stop_token(tiny_llama_dir: Path) -> None:

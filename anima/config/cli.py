@@ -1,7 +1,7 @@
 """Command line and YAML become a Config, and back. The only user of tyro and of yaml.
 
 A YAML key is a flag put before the command line: both are text until tyro types it, so `2e-5` means the same in
-both. Force: default < `--config` YAML < command line. Knows nothing of what the options do.
+both. Force: default < ANIMA_… folders < `--config` YAML < command line. Knows nothing of what the options do.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 import tyro
 import yaml
 
-from anima.config.flags import Flag, Given, flag_table, read_argv, unknown_name, wrong_value
+from anima.config.flags import Flag, Given, flag_table, read_argv, unknown_name, with_environment, wrong_value
 from anima.config.schema import Config
 from anima.errors import ConfigError
 
@@ -85,7 +85,7 @@ def parse_command(
     if own.config is not None:
         chosen = read_yaml(own.config, flag_table(Config)) | chosen
     filled = {name: Given(name, (text,), f"--{name}") for name, text in (spare or {}).items()}
-    return _assemble(Config, filled | chosen, prog), own
+    return _assemble(Config, with_environment(filled | chosen, os.environ), prog), own
 
 
 def parse_flags(schema: type[Schema], argv: Sequence[str], *, prog: str) -> Schema:

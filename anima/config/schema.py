@@ -22,12 +22,15 @@ class ModelConfig:
     """Folder with a Hugging Face model, or its name on the hub."""
     quantization: Literal["nf4", "none"] = "nf4"
     """Storage of the base's linear layers: 4-bit NF4 with double quantisation, or 16 bit (plain LoRA)."""
-    compute_dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format of the computation; auto is bf16 where the processor really has it, else fp32."""
+    compute_dtype: Literal["auto", "bf16", "fp32", "fp8"] = "auto"
+    """Number format of the computation; auto is bf16 where the processor really has it, else fp32. fp8: products with
+    an NF4 base in e4m3, all else in bf16 (GPUs from compute capability 8.9 on; not measured yet)."""
     adapter_path: str | None = None
     """Folder of a PEFT LoRA adapter to go on training from; None starts a new one."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you have read that code."""
+    base_staging_dir: str | None = None
+    """Node-local folder that the base is copied to, once a node, and loaded from; None loads it where it lies."""
     random_weights: bool = False
     """Ignore the model's weights and draw random ones on the device: benchmarks and rehearsals only."""
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from bitsandbytes.functional import dequantize_4bit, dequantize_blockwise
+from bitsandbytes.functional import dequantize_blockwise
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
 from anima.errors import ModelError
+from anima.model.nf4 import dequantize
 
 E4M3_MAX = 448.0
 MULTIPLE = 16
@@ -128,7 +129,7 @@ def weight_in_fp8(base: nn.Linear, scales: WeightScales, *, transposed: bool) ->
 def weight_by_torch(base: nn.Linear, scales: WeightScales, *, transposed: bool) -> Tensor:
     """The reference of the kernel."""
     state = cast(Any, base.weight).quant_state
-    weight = (dequantize_4bit(base.weight.data, state).float() * scales.inverse).to(torch.float8_e4m3fn)
+    weight = (dequantize(base.weight.data, state).float() * scales.inverse).to(torch.float8_e4m3fn)
     return weight.T.contiguous() if transposed else weight
 
 
@@ -199,7 +200,7 @@ def _scales(base: Linear4bit) -> WeightScales:
 def _weight_error(base: nn.Linear, scales: WeightScales) -> float:
     """Relative error that e4m3 adds to a matrix, as the norm of the difference over the norm."""
     state = cast(Any, base.weight).quant_state
-    exact = dequantize_4bit(base.weight.data, state).float()
+    exact = dequantize(base.weight.data, state).float()
     rounded = weight_in_fp8(base, scales, transposed=False).float() / scales.inverse
     return float((rounded - exact).norm() / exact.norm().clamp_min(1e-12))
 

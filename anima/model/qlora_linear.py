@@ -8,11 +8,11 @@ Saved for the backward pass: the input (one tensor for all layers that share it,
 from typing import cast
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
 from anima.model import fp8
+from anima.model.nf4 import dequantize
 from anima.model.recompute import recipe_of
 
 
@@ -41,7 +41,7 @@ def base_weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
     """The frozen weight as the computation sees it, (out, in)."""
     weight = base.weight.data
     if isinstance(base, Linear4bit):
-        weight = dequantize_4bit(weight, base.weight.quant_state)  # type: ignore[attr-defined]
+        weight = dequantize(weight, base.weight.quant_state)  # type: ignore[attr-defined]
     return weight.to(dtype)
 
 

@@ -33,7 +33,7 @@ OWNERS = {
     "bitsandbytes": ("anima/model/", "anima/train/optimizer.py"),
     "peft": ("anima/model/lora.py", "anima/model/lora_layers.py", "anima/model/adapters.py"),
     "transformers": ("anima/model/", "anima/inference/"),
-    "huggingface_hub": ("anima/model/weights.py",),
+    "huggingface_hub": ("anima/model/weights.py", "anima/cluster/staging.py"),
     "prompt_toolkit": ("launch/chat.py",),
     "tqdm": ("anima/tracking/bar.py",),
     "lm_eval": ("anima/evaluation/harness.py",),

@@ -31,7 +31,7 @@ STRANGERS = {("data", "model"), ("model", "data")}
 OWNERS = {
     "deepspeed": ("anima/train/engine.py",),
     "bitsandbytes": ("anima/model/", "anima/train/optimizer.py"),
-    "peft": ("anima/model/lora.py", "anima/model/adapters.py"),
+    "peft": ("anima/model/lora.py", "anima/model/lora_layers.py", "anima/model/adapters.py"),
     "transformers": ("anima/model/", "anima/inference/"),
     "huggingface_hub": ("anima/model/weights.py", "anima/cluster/staging.py"),
     "prompt_toolkit": ("launch/chat.py",),

@@ -66,19 +66,18 @@ def begin(folder: Path, flags: Sequence[str], *, prepare: bool) -> str:
 
 
 def tokenise(config: Config) -> None:
-    """Fill the token cache, with the checks of launch/train.py that need no GPU."""
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    from anima.model.base_model import load_settings
+    """Fill the token cache; nothing here needs a GPU."""
+    from anima.data.prepare import prepare_records
     from anima.model.console import quiet_libraries
-    from anima.train.choice import choose_method
     from anima.train.run_folder import check_run_folder
-    from launch.train import prepare_inputs
+    from launch.data import load, records_of
 
+    os.environ["DS_ACCELERATOR"] = "cpu"
     quiet_libraries(show_progress=False)
     check_run_folder(config.output.output_dir, config.resume)
-    load_settings(config.model)
-    inputs = prepare_inputs(config, choose_method(config))
-    for line in inputs.data.report.lines():
+    tokenizer, template = load(config)
+    prepared = prepare_records(records_of(config), config.data, tokenizer, seed=config.seed, template=template)
+    for line in prepared.report.lines():
         say(line)
 
 

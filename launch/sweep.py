@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -59,6 +60,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(sweep: Sweep, folder: Path, extra: dict[str, str], options: argparse.Namespace) -> None:
     """Run trials, then show them."""
+    if missing := [name for name in ("optuna", "matplotlib") if find_spec(name) is None]:
+        fix = "pip install 'anima[sweeps]', or in the repository: make venv"
+        raise ConfigError("a package is not installed", where="launch/sweep.py run", got=" ".join(missing), fix=fix)
     from anima.sweeps.running import LocalSweep
     from anima.sweeps.sampler import check_local
 

@@ -7,11 +7,6 @@ set -uo pipefail
 
 say() { echo "job: $*" >&2; }
 
-if [ ! -f launch/train.py ]; then
-    printf 'error: sbatch was not called from the repository\n  where:   %s\n  fix:     cd to it, then sbatch … %s\n' \
-        "$PWD" "slurm/train.sbatch …" >&2
-    return 2
-fi
 . slurm/env.sh || return 2
 if ! python -c 'import sys; from importlib.util import find_spec as f; sys.exit(not (f("anima") and f("torch")))'; then
     printf 'error: this node has no Python with Anima in it\n  where:   %s\n  got:     %s\n  fix:     %s\n' \

@@ -36,6 +36,7 @@ def test_an_array_of_agents_runs_all_trials_and_a_stopped_one_goes_on(slurm: Any
     stopped = runs.pop(first["run_id"])
     (other,) = runs.values()
     assert stopped.exit_codes == [75, 0], output
+    assert stopped.resumed == 1
     assert other.exit_codes == [0], output
     assert [step for step, _ in stopped.series("train/loss")] == list(range(1, 41))
     assert stopped.summary["eval/loss"] < stopped.series("eval/loss")[0][1]

@@ -25,6 +25,7 @@ notes, out = Path(os.environ["ANIMA_EXIT_DIR"]), Path(flags["output_dir"])
 out.mkdir(parents=True, exist_ok=True)
 
 def stop(number, frame):
+    time.sleep(0.5)
     (out / "saved").touch()
     (notes / "rank-0").write_text("75\\nstopped\\n")
     sys.exit(1)
@@ -42,6 +43,10 @@ rows = [{"step": step, "eval/loss": loss + 1 - step} for step in (0, 1)]
 (out / "flags.json").write_text(json.dumps({**flags, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "")}))
 (notes / "rank-0").write_text("0\\n")
 '''
+LAUNCH = """
+import subprocess, sys
+sys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))  # as launchers are: SIGUSR1 would end it
+"""
 SWEEP = """\
 program: launch/train.py
 method: grid
@@ -49,7 +54,7 @@ metric: {{name: eval/loss}}
 parameters:
   learning_rate: {{values: [0.0001, 0.0003, 0.001]}}
   lora_r: {{values: {ranks}}}
-command: [{python}, train_fast.py, "${{program}}", --config, {config}, --tracker, wandb, "${{args}}"]
+command: [{python}, launch_fast.py, train_fast.py, "${{program}}", --config, {config}, --tracker, wandb, "${{args}}"]
 """
 
 
@@ -57,6 +62,7 @@ command: [{python}, train_fast.py, "${{program}}", --config, {config}, --tracker
 def folder(tmp_path: Path) -> Path:
     made = make_workspace(tmp_path / "workspace")
     (made / "train_fast.py").write_text(TRAIN)
+    (made / "launch_fast.py").write_text(LAUNCH)
     return made
 
 
@@ -124,6 +130,7 @@ def test_a_stopped_sweep_saves_and_the_same_command_goes_on(folder: Path) -> Non
     assert "SIGTERM: running trials save and stop" in output
     assert "the same command goes on" in output
     assert [(event["number"], event["state"]) for event in events(folder)] == [(1, "running"), (1, "stopped")]
+    assert events(folder)[-1]["status"] == 75  # it had time to save, and to say so
     (folder / "runs/sweeps/sweep/trial-002").mkdir()
     (folder / "runs/sweeps/sweep/trial-002" / "saved").touch()
     code, output = run(folder, "--trials", "2")

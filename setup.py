@@ -34,9 +34,12 @@ setup(
         "deepspeed>=0.19",
         "filelock>=3.20",
         "gguf>=0.19",
+        "huggingface_hub>=1.0",
         "jinja2>=3.1",
         "numpy>=2.0",
         "peft>=0.21",
+        "prompt_toolkit>=3.0.50",
+        "psutil>=6.0",
         "pyarrow>=20",
         "pyyaml>=6.0",
         "safetensors>=0.8",
@@ -50,6 +53,7 @@ setup(
     extras_require={
         "gpu": ["liger-kernel>=0.8"],
         "arena": ARENA,
+        "harness": ["lm-eval>=0.4.13"],
         "dev": [*ARENA, "hypothesis>=6.150", "mypy>=2.4", "pytest>=9.1", "ruff>=0.17", "types-PyYAML>=6.0"],
     },
     classifiers=[

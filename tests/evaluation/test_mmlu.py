@@ -1,4 +1,4 @@
-"""Multiple-choice questions: the ancestor's ids and scores worked out again from stock logits, and its defects mended."""
+"""Multiple-choice questions: the ancestor's ids and scores worked out from stock logits, and its defects mended."""
 
 import json
 from pathlib import Path

@@ -163,9 +163,7 @@ def build_network(config: Config, compute: Compute) -> PackedModel:
     adapter_path = config.model.adapter_path
     adapted = attach_lora(base, config.lora, dtype=compute.dtype, seed=config.seed, adapter_path=adapter_path)
     if compute.fp8:
-        tell = Progress(0, is_main=os.environ.get("RANK", "0") == "0").message
-        left = compute_in_fp8(adapted)
-        tell(f"fp8: {len(left)} layers stay in bf16 ({', '.join(left[:5])})" if left else "fp8: every adapted layer")
+        compute_in_fp8(adapted)
     return PackedModel(adapted, config.optimization.recompute)
 
 
@@ -213,8 +211,7 @@ def build_engine(config: Config, ranks: Ranks, compute: Compute, network: Packed
     from anima.train.optimizer import build_optimizer
 
     parameters = list(trainable_parameters(network).values())
-    numel = sum(parameter.numel() for parameter in parameters)
-    settings = merge_deepspeed(config, bf16=compute.is_bf16, trainable_numel=numel)
+    settings = merge_deepspeed(config, bf16=compute.is_bf16, trainable_numel=sum(p.numel() for p in parameters))
     return Engine(network, build_optimizer(parameters, config.optimization), settings, ranks, fingerprint)
 
 

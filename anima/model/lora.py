@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from anima.config.schema import LoraConfig
 from anima.errors import ModelError
-from anima.model.fp8 import enable_fp8
+from anima.model.fp8 import enable_fp8, uses_fp8
 from anima.model.lora_layers import FusedLora4bit, FusedLora16bit, FusedLoraLayer
 
 AdaptedModel = PeftModel
@@ -94,8 +94,17 @@ def compute_in_fp8(model: PeftModel) -> list[str]:
     Raises:
         ModelError: the base is not NF4, or the kernels compute something else on this GPU.
     """
-    adapted = [module for module in model.modules() if isinstance(module, FusedLoraLayer)]
-    return enable_fp8(model, [layer.base for layer in adapted])
+    return enable_fp8(model, [layer.base for layer in _fused_layers(model)])
+
+
+def layers_outside_fp8(model: PeftModel) -> list[str]:
+    """Names of the layers under LoRA that do not compute in fp8."""
+    names = {id(module): name for name, module in model.named_modules()}
+    return [names[id(layer.base)] for layer in _fused_layers(model) if not uses_fp8(layer.base)]
+
+
+def _fused_layers(model: PeftModel) -> list[FusedLoraLayer]:
+    return [module for module in model.modules() if isinstance(module, FusedLoraLayer)]
 
 
 def resolve_targets(model: nn.Module, names: tuple[str, ...]) -> list[str]:

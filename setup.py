@@ -45,6 +45,7 @@ setup(
         "safetensors>=0.8",
         "sentencepiece>=0.2",
         "torch>=2.11",
+        "tqdm>=4.67",
         "transformers>=5.17",
         "tyro>=1.0",
         "wandb>=0.31",

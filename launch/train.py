@@ -76,7 +76,7 @@ def train(config: Config, ranks: Ranks, compute: Compute) -> None:
         engine = build_engine(config, ranks, compute, network)
         run = build_run(config, ranks, compute, inputs, network, setup, engine, identity, opened, stop)
         history = run_steps(run)
-        write_results(run, history, device=compute.name, compute_dtype="bf16" if compute.is_bf16 else "fp32")
+        write_results(run, history, device=compute.name, compute_dtype=compute.label)
     except BaseException as error:
         opened.tracker.finish(error.exit_code if isinstance(error, AnimaError) else 1)
         raise
@@ -145,7 +145,7 @@ def build_network(config: Config, compute: Compute) -> PackedModel:
     """Frozen base with a trainable adapter."""
     from anima.cluster.staging import local_base
     from anima.model.base_model import load_base
-    from anima.model.lora import attach_lora
+    from anima.model.lora import attach_lora, compute_in_fp8
     from anima.model.packed import PackedModel
     from anima.tracking.progress import Progress
 
@@ -153,6 +153,10 @@ def build_network(config: Config, compute: Compute) -> PackedModel:
     base = load_base(config.model, compute, folder=folder)
     adapter_path = config.model.adapter_path
     adapted = attach_lora(base, config.lora, dtype=compute.dtype, seed=config.seed, adapter_path=adapter_path)
+    if compute.fp8:
+        tell = Progress(0, is_main=os.environ.get("RANK", "0") == "0").message
+        left = compute_in_fp8(adapted)
+        tell(f"fp8: {len(left)} layers stay in bf16 ({', '.join(left[:5])})" if left else "fp8: every adapted layer")
     return PackedModel(adapted, config.optimization.recompute)
 
 
@@ -170,7 +174,7 @@ def set_up(
 def answering(config: Config, inputs: Inputs, network: PackedModel) -> Callable[[Sequence[str]], list[str]]:
     """Questions to the network's answers, in the template of the training."""
     from anima.data.records import Message
-    from anima.inference.chat import Answerer
+    from anima.inference.answering import Answerer
 
     answerer = Answerer(network.causal_lm, inputs.tokenizer, inputs.template)
 
@@ -269,6 +273,7 @@ def adapter_writer(
         rendering=rendering_of(inputs.template),
         objective=config.objective,
         reference=setup.reference,
+        compute=f"{engine.device.type} {str(network.head_weight.dtype).removeprefix('torch.')}",
     )
     return writer(network.adapted, inputs.tokenizer, record)
 

@@ -22,8 +22,9 @@ class ModelConfig:
     """Folder with a Hugging Face model, or its name on the hub."""
     quantization: Literal["nf4", "none"] = "nf4"
     """Storage of the base's linear layers: 4-bit NF4 with double quantisation, or 16 bit (plain LoRA)."""
-    compute_dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format of the computation; auto is bf16 where the processor really has it, else fp32."""
+    compute_dtype: Literal["auto", "bf16", "fp32", "fp8"] = "auto"
+    """Number format; auto: bf16 where the processor really has it, else fp32; fp8 (experimental): products with an NF4
+    base in e4m3, the rest in bf16, on Ada, Hopper and later GPUs."""
     adapter_path: str | None = None
     """Folder of a PEFT LoRA adapter to go on training from; None starts a new one."""
     trust_remote_code: bool = False
@@ -31,7 +32,7 @@ class ModelConfig:
     base_staging_dir: str | None = None
     """Node-local folder that the base is copied to, once a node, and loaded from; None loads it where it lies."""
     random_weights: bool = False
-    """Ignore the model's weights and draw random ones on the device: benchmarks and rehearsals only."""
+    """Ignore the model's weights and draw random ones on the device: for benchmarks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +87,7 @@ class DataConfig:
     """What happens to a row over a limit: drop it (counted), shorten the user's text from its start
     (answers are never cut; a row whose answer alone is too long is dropped, counted), or stop."""
     bad_rows: Literal["error", "drop"] = "error"
-    """What happens to a row that cannot be used (broken JSON, no answer, a missing key): stop, or leave it out, with
-    all such rows counted by reason and the first ones named."""
+    """What happens to a row that cannot be used (broken JSON, no answer): stop, or leave it out, counted by reason."""
     train_on: Literal["assistant", "all"] = "assistant"
     """Tokens that carry the loss: the assistant's turns with their stop tokens, or all."""
     data_cache_dir: str = "~/.cache/anima/data"
@@ -266,6 +266,8 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**32, "a seed is a natural number", "seed", self.seed, "0 to 4294967295")
+        pair = (self.model.compute_dtype, self.model.quantization)
+        _require(pair != ("fp8", "none"), "fp8 is made from an NF4 base", "compute_dtype", "fp8", "--quantization nf4")
         longest = self.data.sequence_limit
         _require(
             longest <= self.batch.micro_batch_tokens,

@@ -1,1 +1,3 @@
-"""Using a model: generate, adapter_folder, chat (each file imports only earlier ones). Same templates as training."""
+"""Using a model: generate, adapter_folder, stops, answering, chat, dialogue, talk, merged_folder, merging (each file
+imports only earlier ones). Same templates as in training.
+"""

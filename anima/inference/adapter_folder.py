@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from anima.data.records import Conversation, Message
 from anima.data.segments import Template, join
 from anima.errors import ModelError
+from anima.model.compute import Compute
 from anima.model.lora import AdaptedModel, adapter_on_host, save_adapter
 
 RECORD = "anima.json"
@@ -42,6 +43,8 @@ class AdapterRecord:
     objective: str
     reference: str = ""
     """For preference training: identity of the model that the policy was compared with."""
+    compute: str = ""
+    """Device and number format of the training, such as `cuda bf16`: where fingerprints can be compared."""
 
 
 def rendering_of(template: Template) -> str:
@@ -87,6 +90,11 @@ def read_record(folder: Path) -> AdapterRecord:
         ) from error
 
 
+def has_record(model_name_or_path: str | None) -> bool:
+    """Whether a model's folder is a merge of ours, which says in which template it was trained."""
+    return model_name_or_path is not None and (Path(model_name_or_path).expanduser() / RECORD).is_file()
+
+
 def check_template(record: AdapterRecord, template: Template, folder: Path) -> None:
     """Refuse a template that renders otherwise than the adapter's training did.
 
@@ -101,4 +109,22 @@ def check_template(record: AdapterRecord, template: Template, folder: Path) -> N
             got=repr(now),
             allowed=repr(record.rendering),
             fix="use the tokenizer files that lie in the adapter's folder",
+        )
+
+
+def check_base(record: AdapterRecord, fingerprint: str, compute: Compute, folder: Path) -> None:
+    """Refuse a base that the adapter was not trained on, where that can be known: fingerprints of another device or
+    number format differ by themselves.
+
+    Raises:
+        ModelError: see above.
+    """
+    here = f"{compute.device.type} {str(compute.dtype).removeprefix('torch.')}"
+    if record.compute == here and record.base_fingerprint != fingerprint:
+        raise ModelError(
+            "the adapter was trained on another base",
+            where=folder / RECORD,
+            got=f"base fingerprint {fingerprint}",
+            allowed=f"{record.base_fingerprint}, that of {record.model_name_or_path}",
+            fix="--model_name_or_path with the base of its training; or --allow_mismatch True",
         )

@@ -1,10 +1,24 @@
-"""Greedy answers of a model to rendered, encoded prompts. The only user of transformers' generate."""
+"""Answers of a model to rendered, encoded prompts: greedy or drawn. The only user of transformers' generate."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen; `temperature` 0 is greedy: always the most likely one."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+
+GREEDY = Sampling()
 
 
 def generate_answers(
@@ -14,9 +28,10 @@ def generate_answers(
     *,
     max_new_tokens: int,
     stop_ids: Sequence[int] = (),
+    sampling: Sampling = GREEDY,
     streamer: BaseStreamer | None = None,
 ) -> list[str]:
-    """The model's greedy continuations of all prompts in one padded batch, without special tokens.
+    """The model's continuations of all prompts in one padded batch, without special tokens.
 
     Prompts are padded on the left and masked, so that each continues as it would alone.
 
@@ -26,25 +41,58 @@ def generate_answers(
         prompts: Rendered prompts, encoded as in training.
         max_new_tokens: Longest answer, tokens.
         stop_ids: Tokens that end an answer beside the tokenizer's end of sequence.
+        sampling: How tokens are chosen.
         streamer: Receives the tokens as they come; for a single prompt.
     """
+    tokens = generate_tokens(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        stop_ids=stop_ids,
+        sampling=sampling,
+        streamer=streamer,
+    )
+    texts: list[str] = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    # An answer cut at max_new_tokens may end within a character of several bytes.
+    return [text.rstrip("\ufffd").strip() for text in texts]
+
+
+def generate_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: Sequence[int] = (),
+    sampling: Sampling = GREEDY,
+    streamer: BaseStreamer | None = None,
+) -> list[list[int]]:
+    """`generate_answers` as token ids, each up to and with its stop token."""
     longest = max(len(prompt) for prompt in prompts)
     stops = sorted({int(tokenizer.eos_token_id), *stop_ids})
     filled = [[stops[0]] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    drawn = sampling.temperature > 0
+    if drawn and sampling.seed is not None:
+        torch.manual_seed(sampling.seed)
     with torch.no_grad():
         output = model.generate(  # type: ignore[operator]  # PreTrainedModel does not declare it
             input_ids=torch.tensor(filled, device=model.device),
             attention_mask=torch.tensor(mask, device=model.device),
             max_new_tokens=max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
+            do_sample=drawn,
+            temperature=sampling.temperature if drawn else None,
+            top_p=sampling.top_p if drawn else None,
+            top_k=0 if drawn else None,
+            repetition_penalty=sampling.repetition_penalty,
             eos_token_id=stops,
             pad_token_id=stops[0],
             streamer=streamer,
         )
-    texts: list[str] = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
-    # An answer cut at max_new_tokens may end within a character of several bytes.
-    return [text.rstrip("\ufffd").strip() for text in texts]
+    return [_up_to_stop(row, stops) for row in output[:, longest:].tolist()]
+
+
+def _up_to_stop(tokens: list[int], stops: Sequence[int]) -> list[int]:
+    ends = [index for index, token in enumerate(tokens) if token in stops]
+    return tokens[: ends[0] + 1] if ends else tokens

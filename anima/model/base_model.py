@@ -3,26 +3,26 @@
 No `prepare_model_for_kbit_training`: nothing is up-cast, norms and head stay in the compute format.
 """
 
-import hashlib
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import bitsandbytes as bnb
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from anima.config.schema import ModelConfig
 from anima.errors import ModelError
 from anima.model.attention import IMPLEMENTATION
 from anima.model.compute import Compute
 from anima.model.kernels import install_kernels
+from anima.model.nf4 import BLOCK_SIZE, fingerprint, nf4_layers, nf4_settings
 from anima.model.tokenizer import check_model_source, model_location
+
+__all__ = ["fingerprint", "load_base", "load_settings", "nf4_layers", "skeleton"]
 
 UNSUPPORTED_SETTINGS = ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling")
 """Config entries of models whose attention or head computes something that our kernels do not."""
-FINGERPRINT_LAYERS = 3
 
 
 def load_base(config: ModelConfig, compute: Compute, *, folder: Path | None = None) -> PreTrainedModel:
@@ -39,11 +39,17 @@ def load_base(config: ModelConfig, compute: Compute, *, folder: Path | None = No
         model = _random_base(settings, config.quantization == "nf4", compute)
     else:
         model = _pretrained_base(config, settings, compute, folder)
+    if compute.device.type == "cpu":
+        _check_cpu_kernel(config, model)
     install_kernels(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+        if parameter.is_floating_point():  # transformers 5.23 leaves it as it is stored beside NF4, whatever dtype says
+            parameter.data = parameter.data.to(compute.dtype)
     for module in nf4_layers(model).values():
         module.compute_dtype = compute.dtype
+        # A stored state carries the format it was made in; the computation dequantises into its own.
+        cast(bnb.nn.Params4bit, module.weight).quant_state.dtype = compute.dtype
         module.compute_type_is_set = True
         # bitsandbytes would repack the weights in place for CPU inference at the first eval() pass, and the
         # training kernels cannot read that format (0.50.2, nn/modules.py).
@@ -77,41 +83,48 @@ def load_settings(config: ModelConfig) -> PretrainedConfig:
                 got=f"{name} = {getattr(settings, name)}",
                 allowed="Llama, Qwen2, Qwen3, Mistral, Yi, SmolLM and their kin",
             )
-    stored = getattr(settings, "quantization_config", None)
-    if stored is not None:
-        method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
-        if "bitsandbytes" not in str(method).lower() or config.quantization != "nf4":
-            raise ModelError(
-                "the model is stored in a quantised form that cannot be trained as asked",
-                where=f"{config.model_name_or_path}: config.json: quantization_config",
-                got=f"{method}, with --quantization {config.quantization}",
-                allowed="a 16-bit model, or bitsandbytes NF4 with --quantization nf4",
-            )
+    _check_stored_form(config, stored_quantization(settings))
     return cast(PretrainedConfig, settings)
+
+
+def stored_quantization(settings: PretrainedConfig) -> dict[str, Any] | None:
+    """`quantization_config` of a config.json; None for a model in 16 or 32 bit."""
+    stored = getattr(settings, "quantization_config", None)
+    return stored if stored is None or isinstance(stored, dict) else cast(dict[str, Any], stored.to_dict())
+
+
+def _check_stored_form(config: ModelConfig, stored: dict[str, Any] | None) -> None:
+    """A quantised model must be NF4 as we quantise it: other layouts would train, and be something else."""
+    if stored is None:
+        return
+    method = str(stored.get("quant_method")).lower()
+    kind = (stored.get("bnb_4bit_quant_type"), stored.get("bnb_4bit_quant_storage", "uint8"))
+    is_nf4 = "bitsandbytes" in method and bool(stored.get("load_in_4bit")) and kind == ("nf4", "uint8")
+    if not is_nf4 or config.quantization != "nf4":
+        described = f"{method}{'' if not stored.get('load_in_4bit') else ' ' + ' in '.join(map(str, kind))}"
+        raise ModelError(
+            "the model is stored in a quantised form that cannot be used as asked",
+            where=f"{config.model_name_or_path}: config.json: quantization_config",
+            got=f"{described}, with --quantization {config.quantization}",
+            allowed="a 16-bit model, or bitsandbytes NF4 in uint8 (launch/prequantize.py) with --quantization nf4",
+        )
 
 
 def _pretrained_base(
     config: ModelConfig, settings: PretrainedConfig, compute: Compute, folder: Path | None
 ) -> PreTrainedModel:
-    already_quantized = getattr(settings, "quantization_config", None) is not None
-    quantization = None
-    if config.quantization == "nf4" and not already_quantized:
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute.dtype,
-            bnb_4bit_quant_storage=torch.uint8,  # DeepSpeed casts any floating-point storage and destroys it
-        )
+    on_the_fly = config.quantization == "nf4" and stored_quantization(settings) is None
+    # Left out, not None: None would hide the quantisation that a stored NF4 model names (transformers 5.23).
+    asked: Any = {"quantization_config": nf4_settings(compute.dtype)} if on_the_fly else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             model_location(config.model_name_or_path) if folder is None else str(folder),
             dtype=compute.dtype,
-            quantization_config=quantization,
             device_map={"": str(compute.device)},
             attn_implementation=IMPLEMENTATION,
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
+            **asked,
         )
     except (OSError, ValueError) as error:
         raise ModelError(
@@ -123,6 +136,19 @@ def _pretrained_base(
     if folder is not None:  # what is saved must name the base, not a copy that goes with the job
         model.name_or_path = model.config._name_or_path = model_location(config.model_name_or_path)
     return cast(PreTrainedModel, model)
+
+
+def _check_cpu_kernel(config: ModelConfig, model: PreTrainedModel) -> None:
+    """bitsandbytes' own CPU layers (0.50.2) use wrong scales where a row is no whole number of blocks."""
+    for name, layer in nf4_layers(model).items():
+        if layer.in_features % BLOCK_SIZE:
+            raise ModelError(
+                "bitsandbytes computes this NF4 layer wrongly on a CPU (its scales slip from row to row)",
+                where=f"--model_name_or_path {config.model_name_or_path}: {name}",
+                got=f"{layer.in_features} inputs",
+                allowed=f"a multiple of {BLOCK_SIZE} on a CPU; any even number on a GPU",
+                fix="--quantization none for a rehearsal on this machine, or a GPU",
+            )
 
 
 def skeleton(settings: PretrainedConfig) -> PreTrainedModel:
@@ -173,27 +199,3 @@ def _quantized_linear(module: nn.Linear, weight: torch.Tensor, compute: Compute)
     )
     layer.weight = parameter._quantize(compute.device)
     return layer
-
-
-def nf4_layers(model: nn.Module) -> dict[str, bnb.nn.Linear4bit]:
-    """The 4-bit linear layers by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Hash of a few linear layers as the computation sees them: 4-bit codes and scales together.
-
-    Packed codes alone do not tell: DeepSpeed moves and broadcasts them without their scales
-    (`Params4bit.quant_state` is no parameter). First, middle and last layer are dequantised and hashed.
-    """
-    layers: list[nn.Linear] = list(nf4_layers(model).values())
-    if not layers:
-        layers = [m for m in model.modules() if isinstance(m, nn.Linear) and not m.weight.requires_grad]
-    chosen = [layers[i * (len(layers) - 1) // (FINGERPRINT_LAYERS - 1)] for i in range(FINGERPRINT_LAYERS)]
-    digest = hashlib.sha256()
-    for layer in chosen:
-        weight = layer.weight.data
-        if isinstance(layer, bnb.nn.Linear4bit):
-            weight = dequantize_4bit(weight, cast(bnb.nn.Params4bit, layer.weight).quant_state)
-        digest.update(weight.contiguous().view(torch.uint8).cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -4,13 +4,13 @@ Owns the conversion and the rule when such a folder is whole. Does not know what
 """
 
 import importlib.util
-import shutil
 from pathlib import Path
 
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
 from anima.errors import ModelError
+from anima.model.new_folder import written_aside
 
 WEIGHTS = "model.safetensors"
 FILES = ("config.json", WEIGHTS, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -69,21 +69,9 @@ def convert_gguf(gguf_path: Path, output_dir: Path) -> bool:
     with FileLock(output_dir.with_name(f".{output_dir.name}.lock")):
         if is_whole(output_dir):  # a parallel conversion got there first
             return False
-        if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-            raise ModelError(
-                "the output folder holds something that is not a whole model",
-                where=f"--output_dir {output_dir}",
-                allowed="a new or empty folder",
-                fix=f"look into it; if nothing there is needed: rm -r {output_dir}, then the same command again",
-            )
-        partial_dir = output_dir.with_name(f".{output_dir.name}.partial")
-        shutil.rmtree(partial_dir, ignore_errors=True)  # left by a conversion that was killed
-        try:
+        with written_aside(output_dir) as partial_dir:
             _save_tokenizer(gguf_path, partial_dir)
             _save_model(gguf_path, partial_dir)
-            partial_dir.rename(output_dir)
-        finally:
-            shutil.rmtree(partial_dir, ignore_errors=True)
     return True
 
 

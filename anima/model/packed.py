@@ -16,6 +16,9 @@ from anima.model.attention import IMPLEMENTATION
 from anima.model.lora import AdaptedModel
 from anima.model.recompute import apply_policy
 
+CausalModel = PreTrainedModel
+"""A transformers model with a head, under a name that later stages may use."""
+
 
 class PackedModel(nn.Module):
     """A PEFT model that eats packed rows."""
@@ -59,15 +62,26 @@ class PackedModel(nn.Module):
         Returns:
             (T, hidden).
         """
-        output = self.causal_lm.get_decoder()(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            use_cache=False,
-            cu_seqlens=cu_seqlens,
-            document_lengths=document_lengths,
-        )
-        hidden: Tensor = output.last_hidden_state
-        return hidden.squeeze(0)
+        return packed_hidden(self.causal_lm, input_ids, position_ids, cu_seqlens, document_lengths)
+
+
+def packed_hidden(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    cu_seqlens: Tensor,
+    document_lengths: Sequence[int],
+) -> Tensor:
+    """Hidden states of a packed row; arguments as in `PackedModel.forward`, (T, hidden)."""
+    output = model.get_decoder()(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        use_cache=False,
+        cu_seqlens=cu_seqlens,
+        document_lengths=document_lengths,
+    )
+    hidden: Tensor = output.last_hidden_state
+    return hidden.squeeze(0)
 
 
 @contextmanager

@@ -14,7 +14,8 @@ def load_tokenizer(config: ModelConfig, *, folder: Path | None = None) -> PreTra
     Raises:
         ModelError: the folder is missing, holds no tokenizer, or the hub cannot be reached.
     """
-    check_model_source(config.model_name_or_path)
+    if folder is None:
+        check_model_source(config.model_name_or_path)
     source = config.model_name_or_path if folder is None else str(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(

@@ -143,7 +143,7 @@ def test_cut_off_weights_are_not_whole_and_not_overwritten(converted, tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert not is_whole(tmp_path)
-    with pytest.raises(ModelError, match="not a whole model") as caught:
+    with pytest.raises(ModelError, match="there already") as caught:
         convert_gguf(converted[0] / "tiny.gguf", tmp_path)
     assert f"rm -r {tmp_path}" in caught.value.fix
     assert weights.exists()

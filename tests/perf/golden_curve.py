@@ -3,8 +3,8 @@
     python tests/perf/golden_curve.py --steps 50 --dtype bf16 --json curve.json
 
 Both begin with the same adapter over the same NF4 base and see the same sequences. Ours: packed rows, attention by
-document, fused LoRA layers, DeepSpeed ZeRO-2, fp32 masters. Plain: one sequence a pass, transformers' own attention,
-PEFT's own layers with fp32 matrices under autocast, torch's AdamW. Prints the losses of every step side by side.
+document, fused LoRA layers, DeepSpeed ZeRO-2, fp32 masters. Plain: one sequence a pass, transformers' attention,
+PEFT's own layers with fp32 matrices under autocast, torch's AdamW; bf16 where ours is fp8.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from anima.data.loader import StepLoader
 from anima.data.prepare import prepare
 from anima.model.base_model import fingerprint, load_base
 from anima.model.compute import choose_compute
-from anima.model.lora import attach_lora, trainable_parameters
+from anima.model.lora import attach_lora, compute_in_fp8, trainable_parameters
 from anima.model.packed import PackedModel
 from anima.objectives.sft import SupervisedFineTuning
 from anima.train.engine import Engine
@@ -40,6 +40,8 @@ LORA = LoraConfig(lora_r=16, lora_alpha=16, lora_dropout=0.0)
 def ours(model: str, loader: StepLoader[Any], steps: int, compute: Any) -> tuple[list[float], dict[str, Any]]:
     """Losses of our path, and the adapter that it began with."""
     adapted = attach_lora(load_base(ModelConfig(model_name_or_path=model), compute), LORA, dtype=compute.dtype, seed=0)
+    if compute.fp8:
+        compute_in_fp8(adapted)
     network = PackedModel(adapted, "cheap")
     parameters = trainable_parameters(network)
     started = {place(name): p.detach().float().clone() for name, p in parameters.items()}
@@ -126,7 +128,7 @@ def main() -> None:
     parser.add_argument("--model", default=str(REPOSITORY / ".models" / "smollm2-135m-instruct"))
     parser.add_argument("--train_files", nargs="+", default=[str(REPOSITORY / "launch/data/quickstart_sft.jsonl")])
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--dtype", choices=["bf16", "fp32", "fp8"], default="bf16")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     compute = choose_compute("cuda" if torch.cuda.is_available() else "cpu", options.dtype, 0)

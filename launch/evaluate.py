@@ -1,0 +1,88 @@
+"""Numbers about a base, its adapters or a merged model, side by side: held-out loss, MMLU, lm-eval, answers.
+
+python launch/evaluate.py --adapter runs/sft/adapter runs/dpo/adapter --output_dir runs/numbers \\
+    --eval_files launch/data/quickstart_sft_eval.jsonl --mmlu_files zero_shot_mmlu_val.json
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from anima.config.cli import parse_flags
+from anima.entry import run_command
+from anima.errors import ConfigError
+from anima.evaluation.measurements import Measurements
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Measure models."""
+
+    output_dir: str
+    """Folder for results.json and answers/; the same folder again adds to it and goes on."""
+    adapter: tuple[str, ...] = ()
+    """Adapter folders, also as NAME=FOLDER; their base is measured beside them."""
+    model_name_or_path: str | None = None
+    """The base, or a merged model; None for the base that the adapters were trained on."""
+    quantization: Literal["auto", "nf4", "none"] = "auto"
+    """Of a model without adapters: auto is none for a merged folder, else nf4. Adapters run as they were trained."""
+    speakers: tuple[str, ...] = ()
+    """Only these of base and the adapters' names; empty for all."""
+    measurements: Measurements = field(default_factory=Measurements)
+    allow_mismatch: bool = False
+    """Go on with another base or template than those of the training."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where to compute."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Check, measure one model after the other, write after each."""
+    options = parse_flags(EvaluateOptions, argv, prog="launch/evaluate.py")
+    # This folder leaves the search path: the harness imports a library that is called evaluate as well.
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
+    import torch
+
+    if options.device == "cpu" or not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    from anima.model.console import quiet_libraries
+
+    quiet_libraries(show_progress=False)  # before bitsandbytes is imported
+    from anima.evaluation.numbers import check_measurements, measure, number_lines, write_numbers
+    from anima.inference.adapter_folder import has_record
+    from anima.inference.chat import SpeakerSettings, load_speakers, named_adapters
+
+    check_measurements(options.measurements)
+    merged = has_record(options.model_name_or_path)
+    quantization = options.quantization
+    speakers = load_speakers(
+        SpeakerSettings(
+            adapters=named_adapters(options.adapter),
+            model_name_or_path=options.model_name_or_path,
+            device=options.device,
+            quantization=("none" if merged else "nf4") if quantization == "auto" else quantization,
+            allow_mismatch=options.allow_mismatch,
+        )
+    )
+    chosen = options.speakers or speakers.names
+    if unknown := sorted(set(chosen) - set(speakers.names)):
+        raise ConfigError("no such model", where="--speakers", got=unknown, allowed=", ".join(speakers.names))
+    output_dir, numbers = Path(options.output_dir).expanduser(), {}
+    for name in chosen:
+        numbers[name] = measure(speakers, name, options.measurements, output_dir, tell)
+        write_numbers(output_dir, numbers)
+    print("\n".join(["", *number_lines(numbers), "", f"{output_dir / 'results.json'}"]))
+
+
+def tell(line: str) -> None:
+    """A line at once."""
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

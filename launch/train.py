@@ -104,12 +104,21 @@ def check(config: Config, ranks: Ranks, compute: Compute) -> None:
     from anima.tracking.tracker import check_tracker
     from anima.train.run_folder import check_run_folder
 
+    check_benchmarks(config)
     check_run_folder(config.output.output_dir, config.resume)
     check_tracker(config.output, is_main=ranks.is_main)
     resolve_targets(skeleton(load_settings(config.model)), config.lora.lora_target_modules)
     if config.model.adapter_path is not None:
         check_adapter(config.lora, config.model.adapter_path)
     claim_device(compute, config.max_gpu_memory_gib)
+
+
+def check_benchmarks(config: Config) -> None:
+    """Read the files of --eval_benchmarks once."""
+    from anima.evaluation.mmlu import read_choices
+
+    for path in config.output.eval_benchmarks:
+        read_choices(path)
 
 
 def prepare_inputs(config: Config, method: Method) -> Inputs:
@@ -185,6 +194,17 @@ def answering(config: Config, inputs: Inputs, network: PackedModel) -> Callable[
     return answer
 
 
+def benchmarking(
+    config: Config, ranks: Ranks, inputs: Inputs, network: PackedModel
+) -> Callable[[Callable[[str], None]], dict[str, float]] | None:
+    """The scores of --eval_benchmarks, a collective."""
+    from anima.evaluation.benchmarks import Benchmarks
+
+    if not config.output.eval_benchmarks:
+        return None
+    return Benchmarks(config.output, ranks, inputs.tokenizer, network.causal_lm, config.batch.micro_batch_tokens).score
+
+
 def build_engine(config: Config, ranks: Ranks, compute: Compute, network: PackedModel) -> Engine:
     """DeepSpeed around network and optimizer."""
     from anima.model.base_model import fingerprint
@@ -253,6 +273,7 @@ def build_run(
         watchdog=Watchdog(config.hang_timeout_minutes * 60, Path(config.output.output_dir), ranks.rank),
         reference=setup.reference,
         reference_answers=setup.reference_answers,
+        benchmarks=benchmarking(config, ranks, inputs, network),
         check_start=setup.check_start,
         watch=setup.watch,
     )

@@ -214,6 +214,10 @@ class OutputConfig:
     """Questions that the model answers at every evaluation."""
     sample_max_new_tokens: int = 64
     """Longest such answer, tokens."""
+    eval_benchmarks: tuple[str, ...] = ()
+    """Files of multiple-choice questions (subject, input, output, as MMLU's) scored at every evaluation."""
+    eval_benchmark_questions: int | None = 200
+    """Only so many questions of each, spread evenly over the file; None for all."""
     tracker: Literal["wandb", "jsonl", "none"] = "jsonl"
     """Weights & Biases beside the local metrics.jsonl; only the latter; or neither."""
     wandb_project: str = "anima"
@@ -228,6 +232,8 @@ class OutputConfig:
         for name in ("eval_steps", "save_steps"):
             _require(getattr(self, name) >= 0, "an interval cannot be negative", name, getattr(self, name), ">= 0")
         _require(self.save_total_limit >= 1, "keep at least one", "save_total_limit", self.save_total_limit, ">= 1")
+        number = self.eval_benchmark_questions
+        _require(number is None or number >= 1, "no question", "eval_benchmark_questions", number, ">= 1, or None")
         _require(self.output_dir != "", "no output folder", "output_dir", self.output_dir, "a folder")
 
 

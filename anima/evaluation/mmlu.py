@@ -52,6 +52,13 @@ def read_choices(path: str) -> list[Choice]:
     return choices
 
 
+def spread(choices: Sequence[Choice], number: int | None) -> list[Choice]:
+    """`number` of them, evenly spread, so that all subjects have their share."""
+    if number is None or number >= len(choices):
+        return list(choices)
+    return [choices[index * len(choices) // number] for index in range(number)]
+
+
 def few_shot(choices: Sequence[Choice], examples: Sequence[Choice], shots: int) -> list[Choice]:
     """Put `shots` solved examples of its subject before each question, as the benchmark does it.
 

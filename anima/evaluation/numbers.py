@@ -13,7 +13,7 @@ from anima.evaluation.contestants import Contestant
 from anima.evaluation.harness import check_harness, run_harness
 from anima.evaluation.lines import write_whole
 from anima.evaluation.measurements import Measurements
-from anima.evaluation.mmlu import Choice, ChoiceEncoder, few_shot, read_choices
+from anima.evaluation.mmlu import Choice, ChoiceEncoder, few_shot, read_choices, spread
 from anima.evaluation.questions import Question, read_questions
 from anima.evaluation.scoring import Scored, benchmark, held_out_loss
 from anima.inference.chat import BASE, Speakers
@@ -42,13 +42,6 @@ def choices_of(wanted: Measurements, path: str) -> list[Choice]:
     """The questions of a file, thinned and with their examples."""
     choices = spread(read_choices(path), wanted.mmlu_questions)
     return few_shot(choices, read_choices(wanted.mmlu_examples), wanted.mmlu_shots) if wanted.mmlu_examples else choices
-
-
-def spread(choices: Sequence[Choice], number: int | None) -> list[Choice]:
-    """`number` of them, evenly spread, so that all subjects have their share."""
-    if number is None or number >= len(choices):
-        return list(choices)
-    return [choices[index * len(choices) // number] for index in range(number)]
 
 
 def measure(

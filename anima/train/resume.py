@@ -24,6 +24,7 @@ from anima.train.run import Identity, Origin, Run
 FREE = frozenset(
     {
         *("output_dir", "logging_steps", "eval_steps", "save_steps", "save_total_limit", "sample_prompts"),
+        *("eval_benchmarks", "eval_benchmark_questions"),
         *("sample_max_new_tokens", "tracker", "wandb_project", "wandb_log_adapter", "run_name", "data_cache_dir"),
         *("resume", "allow_changed", "max_hours", "hang_timeout_minutes", "max_gpu_memory_gib", "trust_remote_code"),
         "base_staging_dir",

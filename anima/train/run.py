@@ -87,6 +87,7 @@ class Run:
     Attributes:
         adapter_writer: Copies the adapter now, and returns what writes the copy into a folder later.
         origin: Where the run goes on from; None starts afresh.
+        benchmarks: Scores --eval_benchmarks over all ranks, telling the watchdog of its life; None without.
     """
 
     config: Config
@@ -107,5 +108,6 @@ class Run:
     watchdog: Watchdog
     reference: str = ""
     reference_answers: Sequence[str] = ()
+    benchmarks: Callable[[Callable[[str], None]], dict[str, float]] | None = None
     check_start: StartCheck = nothing_to_check
     watch: Watch = nothing_to_say

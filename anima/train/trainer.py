@@ -194,6 +194,13 @@ def _evaluate(run: Run, step: int, history: History) -> None:
         run.tracker.log(step, {f"eval/{name}": value for name, value in means.items()})
         for line in (f"step {step}: held-out loss {means['loss']:.4f}", *run.watch(step, means)):
             run.progress.message(line)
+    if run.benchmarks is not None:
+        run.engine.eval_mode()
+        scores = run.benchmarks(lambda doing: run.watchdog.beat(f"{doing} at step {step}"))
+        run.engine.train_mode()
+        run.tracker.log(step, {f"benchmark/{name}": value for name, value in scores.items()})
+        told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items() if name.endswith("/accuracy"))
+        run.progress.message(f"step {step}: {told}")
     prompts = run.config.output.sample_prompts
     if prompts:
         run.watchdog.beat(f"sample answers at step {step}")

@@ -1,4 +1,4 @@
-"""--compute_dtype fp8 as it is typed, emulated on a CPU: both objectives learn, and the reference computes in fp8 too."""
+"""--compute_dtype fp8 as it is typed, emulated on a CPU: both objectives learn, the reference in fp8 as well."""
 
 import json
 import math

@@ -86,6 +86,7 @@ class Backend:
     def __init__(self, trials: int) -> None:
         self.runs: dict[str, Run] = {}
         self.sweeps: dict[str, Sweep] = {}
+        self.artifacts: dict[str, dict[str, Any]] = {}
         self.unknown: list[str] = []
         self.url = ""
         self._trials = trials
@@ -185,6 +186,40 @@ class Backend:
     def _op_CreateRunFiles(self, v: Mapping[str, Any]) -> dict[str, Any]:
         files = [{"name": name, "uploadUrl": f"{self.url}/storage/{v['run']}/{name}"} for name in v["files"]]
         return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
+
+    def _op_ArtifactType(self, v: Mapping[str, Any]) -> dict[str, Any]:
+        return {"project": {"artifact": None}}
+
+    def _op_CreateArtifact(self, v: Mapping[str, Any]) -> dict[str, Any]:
+        name = f"artifact-{len(self.artifacts)}"
+        self.artifacts[name] = {**v["input"], "files": [], "committed": False}
+        artifact = {"id": name, "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
+        return {"createArtifact": {"artifact": artifact}}
+
+    def _op_CreateArtifactManifest(self, v: Mapping[str, Any]) -> dict[str, Any]:
+        manifest = {"id": f"manifest-{v['artifactID']}", "file": self._upload(v["artifactID"], "wandb_manifest.json")}
+        return {"createArtifactManifest": {"artifactManifest": manifest}}
+
+    def _op_UpdateArtifactManifest(self, v: Mapping[str, Any]) -> dict[str, Any]:
+        manifest = {"id": v["artifactManifestID"], "file": self._upload("manifest", "wandb_manifest.json")}
+        return {"updateArtifactManifest": {"artifactManifest": manifest}}
+
+    def _op_CreateArtifactFiles(self, v: Mapping[str, Any]) -> dict[str, Any]:
+        nodes = []
+        for file in v.get("artifactFiles") or v["input"]["artifactFiles"]:
+            artifact = file["artifactID"]
+            self.artifacts[artifact]["files"].append(file["name"])
+            place = {"storagePath": f"s/{file['name']}", "uploadMultipartUrls": None, "artifact": {"id": artifact}}
+            nodes.append({"node": {**self._upload(artifact, file["name"]), **place}})
+        return {"createArtifactFiles": {"files": {"edges": nodes}}}
+
+    def _op_CommitArtifact(self, v: Mapping[str, Any]) -> dict[str, Any]:
+        self.artifacts[v["artifactID"]]["committed"] = True
+        return {"commitArtifact": {"artifact": {"id": v["artifactID"], "digest": "d"}}}
+
+    def _upload(self, folder: str, name: str) -> dict[str, Any]:
+        url = f"{self.url}/artifacts/{folder}/{name}"
+        return {"id": f"{folder}-{name}", "name": name, "displayName": name, "uploadUrl": url, "uploadHeaders": []}
 
 
 def _project(name: str | None) -> dict[str, Any]:

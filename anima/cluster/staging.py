@@ -61,8 +61,12 @@ def local_base(config: ModelConfig, tell: Callable[[str], None]) -> Path | None:
 
 
 def base_files(source: Path) -> list[Path]:
-    """What of a model's folder is copied: its files, without weights in formats that are not read, sorted."""
-    return sorted(path for path in source.iterdir() if path.is_file() and path.suffix not in OTHER_WEIGHTS)
+    """What of a model's folder is copied: its files, without weights in formats that are not read, sorted.
+
+    A list of its files that lies there too stays behind: the copy gets one of its own.
+    """
+    files = (path for path in source.iterdir() if path.is_file() and path.name != checkpoint.MANIFEST)
+    return sorted(path for path in files if path.suffix not in OTHER_WEIGHTS)
 
 
 def _source(name_or_path: str) -> Path:

@@ -22,6 +22,7 @@ def base(tmp_path: Path) -> Path:
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(os.urandom(300_000))
     (folder / "pytorch_model.bin").write_bytes(b"another format")
+    (folder / "manifest.json").write_text("of its own")
     (folder / "original").mkdir()
     return folder
 

@@ -87,8 +87,11 @@ def test_only_rank_0_talks(swept: Swept) -> None:
         assert run.exit_codes == [0]
 
 
-def test_the_stand_in_knew_what_mattered(swept: Swept) -> None:
-    optional = {"OrganizationCoreWeaveOrganizationID", "ServerFeaturesQuery", "ServerInfo", "ProbeServerCapabilities"}
+def test_sample_answers_arrive_and_the_stand_in_knew_all_that_mattered(swept: Swept) -> None:
+    for run in swept.trials:
+        assert run.summary["samples"]["_type"] == "table-file"
+    assert all(artifact["committed"] for artifact in swept.backend.artifacts.values())
+    optional = {"OrganizationCoreWeaveOrganizationID", "ServerFeaturesQuery"}
     assert set(swept.backend.unknown) <= optional
 
 

@@ -235,25 +235,25 @@ MEASURE = """
 import sys, threading
 from pathlib import Path
 import torch
+from anima.inference import merging
 from anima.inference.merged_folder import MergeRequest
 from anima.inference.merging import prepare_merge, run_merge
 from anima.model.compute import Compute
 from anima.model.prequantize import prequantize
 source, out = sys.argv[1:]
+merging.COMPARED = merging.COMPARED[:1]  # activations are the same at any size, and would hide the matrices here
 compute = Compute(torch.device("cpu"), torch.bfloat16, "")
-def peak():
-    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) / 1024
+def anonymous():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1]) / 1024
 def grown(work):
-    Path("/proc/self/clear_refs").write_text("5")
-    before = peak()
-    work()
-    return peak() - before
-merge = lambda base, out: run_merge(prepare_merge(MergeRequest(
-    (base + "-adapter",), out, model_name_or_path=base, shard_bytes=8 << 20), compute), lambda a, b: 0)
-prequantize(source + "-tiny", Path(out + "/warm"), compute)
-merge(source + "-tiny", out + "/warm-merged")
-print(grown(lambda: prequantize(source, Path(out + "/nf4"), compute, shard_bytes=8 << 20)))
-print(grown(lambda: merge(source, out + "/merged")))
+    seen = []
+    work(lambda done, total: seen.append(anonymous()))
+    return max(seen) - seen[0]
+def merge(reach):
+    request = MergeRequest((source + "-adapter",), out + "/merged", model_name_or_path=source, shard_bytes=2 << 20)
+    run_merge(prepare_merge(request, compute), reach)
+print(grown(lambda reach: prequantize(source, Path(out + "/nf4"), compute, shard_bytes=2 << 20, on_tensor=reach)))
+print(grown(merge))
 """
 
 
@@ -262,14 +262,13 @@ def test_host_memory_is_a_few_matrices_and_a_shard(tiny_llama_dir: Path, tmp_pat
 
     tokenizer = load_tokenizer(ModelConfig(model_name_or_path=str(tiny_llama_dir)))
     shape = {"vocab_size": 288, "hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 4}
-    big = LlamaConfig(**shape, num_hidden_layers=48, eos_token_id=2)
-    for name, config in (("big", big), ("big-tiny", LlamaConfig(**shape, num_hidden_layers=2, eos_token_id=2))):
-        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / name, max_shard_size="6MB")
-        tokenizer.save_pretrained(tmp_path / name)
+    LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=24, eos_token_id=2)).to(torch.bfloat16).save_pretrained(
+        tmp_path / "big", max_shard_size="3MB"
+    )
+    tokenizer.save_pretrained(tmp_path / "big")
     size = sum(path.stat().st_size for path in (tmp_path / "big").glob("*.safetensors")) / 2**20
-    assert size > 78
-    for name in ("big", "big-tiny"):
-        trained(tmp_path / f"{name}-adapter", tmp_path / name, 1)
+    assert size > 38
+    trained(tmp_path / "big-adapter", tmp_path / "big", 1)
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path / "big"), str(tmp_path)],
         env={
@@ -284,6 +283,6 @@ def test_host_memory_is_a_few_matrices_and_a_shard(tiny_llama_dir: Path, tmp_pat
     )
     assert done.returncode == 0, done.stderr
     quantizing, merging_ = (float(line) for line in done.stdout.split()[-2:])
-    print(f"source {size:.0f} MiB: quantising took {quantizing:.0f} MiB, merging {merging_:.0f} MiB")
-    assert quantizing < 0.5 * size
-    assert merging_ < 0.7 * size
+    print(f"source {size:.0f} MiB: quantising grows by {quantizing:.0f} MiB on its way, merging by {merging_:.0f} MiB")
+    assert quantizing < 0.3 * size
+    assert merging_ < 0.3 * size

@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help quickstart quickstart-dpo test venv models check lint types clean FORCE
+.PHONY: help quickstart quickstart-dpo test venv models check lint types slurm clean FORCE
 MAKEFLAGS += --no-builtin-rules
 
 VENV := .venv
@@ -76,6 +76,22 @@ lint: venv  ## ruff: style and format
 
 types: venv  ## mypy
 	@$(BIN)/mypy
+
+# Debian's and Ubuntu's packages; nothing is started. The daemons of tests/slurm keep all their state in a folder.
+slurm:  ## install Slurm for tests/slurm, where there are root and apt-get; the tests are skipped without it
+	@export PATH="$$PATH:/usr/sbin"
+	if type -P slurmctld > /dev/null && type -P slurmd > /dev/null && type -P sbatch > /dev/null; then
+		echo "Slurm is here: $$(type -P slurmctld)"
+		exit 0
+	fi
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then
+		echo "Slurm is not here, and installing it needs root and apt-get." >&2
+		echo "  fix: sudo make slurm, on Debian or Ubuntu; or install slurmctld, slurmd and the client commands yourself" >&2
+		exit 2
+	fi
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends slurm-wlm > /dev/null
+	echo "Slurm is installed: $$(type -P slurmctld)"
 
 clean:  ## remove the environment, the small model and all caches; runs/ stays
 	rm -rf $(VENV) $(VENV).lock .models build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

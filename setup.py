@@ -8,6 +8,8 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).resolve().parent
 ARENA = ["openai>=2.0", "scipy>=1.15", "fastapi>=0.115", "uvicorn>=0.30"]
 """The judge's client, the optimizer of ratings, and what `transformers serve` needs to be a judge of one's own."""
+SWEEPS = ["matplotlib>=3.10", "optuna>=4.5"]
+"""Sweeps without W&B: what chooses the trials, and what draws them."""
 
 
 def read_version() -> str:
@@ -31,6 +33,7 @@ setup(
     install_requires=[
         "bitsandbytes>=0.50",
         "datasets>=5.0",
+        "datasketch>=2.0",
         "deepspeed>=0.19",
         "filelock>=3.20",
         "gguf>=0.19",
@@ -54,7 +57,8 @@ setup(
         "gpu": ["liger-kernel>=0.8"],
         "arena": ARENA,
         "harness": ["lm-eval>=0.4.13"],
-        "dev": [*ARENA, "hypothesis>=6.150", "mypy>=2.4", "pytest>=9.1", "ruff>=0.17", "types-PyYAML>=6.0"],
+        "sweeps": SWEEPS,
+        "dev": [*ARENA, *SWEEPS, "hypothesis>=6.150", "mypy>=2.4", "pytest>=9.1", "ruff>=0.17", "types-PyYAML>=6.0"],
     },
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -43,11 +43,21 @@ def read_ranks(environ: Mapping[str, str] = os.environ) -> Ranks:
     """Rank numbers as `deepspeed`, `torchrun` or plain `python` (one rank) give them.
 
     Raises:
-        ConfigError: the environment names some of RANK, LOCAL_RANK, WORLD_SIZE but not all, or nonsense.
+        ConfigError: the environment names some of RANK, LOCAL_RANK, WORLD_SIZE but not all, or nonsense; or srun
+            alone has started several processes, which would all take themselves for rank 0.
     """
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
     given = {name: environ[name] for name in names if name in environ}
     if not given:
+        copies = environ.get("SLURM_STEP_NUM_TASKS", "1")
+        if copies != "1":
+            raise ConfigError(
+                f"srun started {copies} copies of this program, and none knows its rank",
+                where="SLURM_STEP_NUM_TASKS",
+                got=copies,
+                allowed="one task a node, and a launcher in it that starts the ranks",
+                fix="sbatch … slurm/train.sbatch, or srun --ntasks-per-node=1 … torchrun …",
+            )
         return Ranks()
     fix = "start it by deepspeed, torchrun or plain python, or set all three"
     if len(given) < len(names):

@@ -76,7 +76,7 @@ def train(config: Config, ranks: Ranks, compute: Compute) -> None:
         engine = build_engine(config, ranks, compute, network)
         run = build_run(config, ranks, compute, inputs, network, setup, engine, identity, opened, stop)
         history = run_steps(run)
-        write_results(run, history, device=compute.name, compute_dtype="bf16" if compute.is_bf16 else "fp32")
+        write_results(run, history, device=compute.name, compute_dtype=compute.label)
     except BaseException as error:
         opened.tracker.finish(error.exit_code if isinstance(error, AnimaError) else 1)
         raise
@@ -98,27 +98,21 @@ def check(config: Config, ranks: Ranks, compute: Compute) -> None:
     from anima.model.console import quiet_libraries
 
     quiet_libraries(show_progress=ranks.is_main and sys.stderr.isatty())  # before bitsandbytes is imported
+    from anima.evaluation.mmlu import read_choices
     from anima.model.base_model import load_settings, skeleton
     from anima.model.compute import claim_device
     from anima.model.lora import check_adapter, resolve_targets
     from anima.tracking.tracker import check_tracker
     from anima.train.run_folder import check_run_folder
 
-    check_benchmarks(config)
+    for path in config.benchmarks.eval_benchmarks:
+        read_choices(path)
     check_run_folder(config.output.output_dir, config.resume)
     check_tracker(config.output, is_main=ranks.is_main)
     resolve_targets(skeleton(load_settings(config.model)), config.lora.lora_target_modules)
     if config.model.adapter_path is not None:
         check_adapter(config.lora, config.model.adapter_path)
     claim_device(compute, config.max_gpu_memory_gib)
-
-
-def check_benchmarks(config: Config) -> None:
-    """Read the files of --eval_benchmarks once."""
-    from anima.evaluation.mmlu import read_choices
-
-    for path in config.output.eval_benchmarks:
-        read_choices(path)
 
 
 def prepare_inputs(config: Config, method: Method) -> Inputs:
@@ -152,13 +146,20 @@ def identify(config: Config, ranks: Ranks, compute: Compute, inputs: Inputs) -> 
 
 def build_network(config: Config, compute: Compute) -> PackedModel:
     """Frozen base with a trainable adapter."""
+    from anima.cluster.staging import local_base
     from anima.model.base_model import load_base
-    from anima.model.lora import attach_lora
+    from anima.model.lora import attach_lora, compute_in_fp8
     from anima.model.packed import PackedModel
+    from anima.tracking.progress import Progress
 
-    base = load_base(config.model, compute)
+    folder = local_base(config.model, Progress(0, is_main=True).message)
+    base = load_base(config.model, compute, folder=folder)
     adapter_path = config.model.adapter_path
     adapted = attach_lora(base, config.lora, dtype=compute.dtype, seed=config.seed, adapter_path=adapter_path)
+    if compute.fp8:
+        tell = Progress(0, is_main=os.environ.get("RANK", "0") == "0").message
+        left = compute_in_fp8(adapted)
+        tell(f"fp8: {len(left)} layers stay in bf16 ({', '.join(left[:5])})" if left else "fp8: every adapted layer")
     return PackedModel(adapted, config.optimization.recompute)
 
 
@@ -193,9 +194,11 @@ def benchmarking(
     """The scores of --eval_benchmarks, a collective."""
     from anima.evaluation.benchmarks import Benchmarks
 
-    if not config.output.eval_benchmarks:
+    if not config.benchmarks.eval_benchmarks:
         return None
-    return Benchmarks(config.output, ranks, inputs.tokenizer, network.causal_lm, config.batch.micro_batch_tokens).score
+    return Benchmarks(
+        config.benchmarks, ranks, inputs.tokenizer, network.causal_lm, config.batch.micro_batch_tokens
+    ).score
 
 
 def build_engine(config: Config, ranks: Ranks, compute: Compute, network: PackedModel) -> Engine:

@@ -1,7 +1,7 @@
 """Command line and YAML become a Config, and back. The only user of tyro and of yaml.
 
 A YAML key is a flag put before the command line: both are text until tyro types it, so `2e-5` means the same in
-both. Force: default < `--config` YAML < command line. Knows nothing of what the options do.
+both. Force: default < ANIMA_… folders < `--config` YAML < command line. Knows nothing of what the options do.
 """
 
 import contextlib
@@ -18,11 +18,12 @@ from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 import tyro
 import yaml
 
-from anima.config.flags import Flag, Given, flag_table, read_argv, unknown_name, wrong_value
+from anima.config.flags import Flag, Given, flag_table, read_argv, unknown_name, with_environment, wrong_value
 from anima.config.schema import Config
 from anima.errors import ConfigError
 
 Schema = TypeVar("Schema")
+Options = TypeVar("Options", bound="ConfigFile")
 
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp")}
 _NULL_TAG = "tag:yaml.org,2002:null"
@@ -31,11 +32,17 @@ _FLAT = "write each option on its own line at the left edge; a list only where s
 
 
 @dataclass(frozen=True, kw_only=True)
-class LaunchOptions:
-    """What is done with a config; not part of it, so it is not saved with it."""
+class ConfigFile:
+    """What every program with a config has; not part of it, so it is not saved with it."""
 
     config: str | None = None
     """YAML file whose keys are flag names; flags on the command line win over it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchOptions(ConfigFile):
+    """What is done with a config."""
+
     dry_run: bool = field(default=False, metadata={"bare": "True"})
     """Print the resolved config and the merged DeepSpeed JSON, then stop."""
 
@@ -49,43 +56,47 @@ class _TrainFlags(LaunchOptions, Config):
 
 
 def parse_config(argv: Sequence[str], *, prog: str = "launch/train.py") -> tuple[Config, LaunchOptions]:
-    """Read a training command.
+    """Read a training command: the run's config, and what to do with it. Raises as `parse_command`."""
+    return parse_command(_TrainFlags, LaunchOptions, argv, prog=prog)
+
+
+def parse_command(
+    flags: type, options: type[Options], argv: Sequence[str], *, prog: str, spare: Mapping[str, str] | None = None
+) -> tuple[Config, Options]:
+    """Read the command line of a program that takes the flags of training and some of its own.
 
     Args:
+        flags: Dataclass of all flags, for the help: a subclass of `options` and Config.
+        options: Dataclass of the program's own flags.
         argv: The command line without the program's name.
         prog: Program's name in help and examples.
-
-    Returns:
-        The run's config, and what to do with it.
+        spare: Texts of flags that only training needs, used where they are not given.
 
     Raises:
         ConfigError: anything unknown, doubled, missing, of the wrong type or contradictory.
         SystemExit: status 0 after `--help` was printed.
     """
     if "--help" in argv or "-h" in argv:
-        _print_help(_TrainFlags, prog)
-    given = read_argv(argv, flag_table(_TrainFlags))
-    launch_names = flag_table(LaunchOptions)
-    launch = _assemble(LaunchOptions, {name: item for name, item in given.items() if name in launch_names}, prog)
-    chosen = {name: item for name, item in given.items() if name not in launch_names}
-    if launch.config is not None:
-        chosen = read_yaml(launch.config, flag_table(Config)) | chosen
-    return _assemble(Config, chosen, prog), launch
+        _print_help(flags, prog)
+    given = read_argv(argv, flag_table(flags))
+    own_names = flag_table(options)
+    own = _assemble(options, {name: item for name, item in given.items() if name in own_names}, prog)
+    chosen = {name: item for name, item in given.items() if name not in own_names}
+    if own.config is not None:
+        chosen = read_yaml(own.config, flag_table(Config)) | chosen
+    filled = {name: Given(name, (text,), f"--{name}") for name, text in (spare or {}).items()}
+    return _assemble(Config, with_environment(filled | chosen, os.environ), prog), own
 
 
 def parse_flags(schema: type[Schema], argv: Sequence[str], *, prog: str) -> Schema:
-    """Read the command line of a program with its own small schema and no YAML.
+    """Read the command line of a program with its own small schema and no YAML; raises as `parse_command`.
 
     Args:
         schema: Dataclass of flags; fields that are dataclasses are groups of flags.
         argv: The command line without the program's name.
         prog: Program's name in help and examples.
-
-    Raises:
-        ConfigError: as `parse_config`.
-        SystemExit: status 0 after `--help` was printed.
     """
-    if "--help" in argv or "-h" in argv:
+    if {"--help", "-h"} & set(argv):
         _print_help(schema, prog)
     return _assemble(schema, read_argv(argv, flag_table(schema)), prog)
 
@@ -255,13 +266,8 @@ def _yaml_values(node: yaml.Node, flag: Flag, where: str) -> tuple[str, ...]:
     for item in items:
         kind = _kind_of(item)
         if kind not in ("text", "null") or (kind == "null" and flag.takes_many):
-            raise ConfigError(
-                f"{flag.name} cannot have this value",
-                where=where,
-                got=kind,
-                allowed=flag.allowed,
-                fix=_FLAT,
-            )
+            what = f"{flag.name} cannot have this value"
+            raise ConfigError(what, where=where, got=kind, allowed=flag.allowed, fix=_FLAT)
         values.append("None" if kind == "null" else str(item.value))
     return tuple(values)
 

@@ -17,9 +17,9 @@ from anima.config.spelling import nearest
 from anima.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LARGEST_BUCKET = 500_000_000
-"""Elements of a communication bucket at most: DeepSpeed's default. It allocates whole buckets, however small the
-adapter (stage_1_and_2.py, setup_buckets), so "auto" never takes more than the adapter has."""
+LARGEST_BUCKET = 50_000_000
+"""Elements of a communication bucket at most: it is copied before it travels, 4 bytes an element. DeepSpeed allocates
+whole buckets, however small the adapter (stage_1_and_2.py), so "auto" never takes more than the adapter has."""
 
 Keys = tuple[str, ...]
 
@@ -63,6 +63,8 @@ _FIXED: tuple[tuple[Keys, object, str], ...] = (
     (("bf16", "bf16_master_weights_and_grads"), False, "small updates vanish in bf16; masters are fp32"),
     (("bf16", "bf16_optimizer_states"), False, "the optimizer's states are those of --optimizer"),
     (("data_types", "grad_accum_dtype"), "fp32", "gradients of many micro-batches are summed in fp32"),
+    (("zero_optimization", "contiguous_gradients"), False, "DeepSpeed's buffers would round fp32 gradients to bf16"),
+    (("zero_optimization", "overlap_comm"), False, "gradients travel once a step, after its last backward pass"),
     (("zero_optimization", "elastic_checkpoint"), False, "it cuts the states of 8-bit optimizers and loses data"),
     (("zero_optimization", "compute_grad_norm"), True, "clipping and the logged norm need it"),
     (("zero_allow_untested_optimizer",), True, "DeepSpeed counts every bitsandbytes optimizer as untested"),
@@ -74,6 +76,8 @@ _DEFAULTS: tuple[tuple[Keys, object], ...] = (
     (("zero_allow_untested_optimizer",), True),
     (("communication_data_type",), "fp32"),
     (("data_types", "grad_accum_dtype"), "fp32"),
+    (("zero_optimization", "contiguous_gradients"), False),
+    (("zero_optimization", "overlap_comm"), False),
     (("steps_per_print",), None),
     (("wall_clock_breakdown",), False),
 )
@@ -112,7 +116,7 @@ def merge_deepspeed(config: Config, *, bf16: bool, trainable_numel: int | None) 
     _set(merged, enabled, _agreed(source, enabled, bf16, resolved))
     merged.pop("train_batch_size", None)  # DeepSpeed multiplies it out for the number of ranks
     merged.update(train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1)
-    _fill_communication(source, merged, config, trainable_numel)
+    _fill_communication(source, merged, trainable_numel)
     _check_filled(source, merged, trainable_numel)
     return merged
 
@@ -215,11 +219,9 @@ def _check_stage(source: _Source) -> None:
             )
 
 
-def _fill_communication(source: _Source, merged: dict[str, Any], config: Config, trainable_numel: int | None) -> None:
-    """Buckets from the adapter's size; communication beside the backward pass, except with --backend gloo."""
+def _fill_communication(source: _Source, merged: dict[str, Any], trainable_numel: int | None) -> None:
+    """Buckets from the adapter's size."""
     zero = merged["zero_optimization"]
-    if zero.get("overlap_comm", "auto") == "auto":
-        zero["overlap_comm"] = config.backend != "gloo"
     for key in ("reduce_bucket_size", "allgather_bucket_size"):
         size = zero.get(key, "auto")
         if size == "auto":

@@ -6,14 +6,17 @@ Knows neither how text becomes a value (cli.py) nor what an option means (schema
 import ast
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from anima.config.spelling import nearest
 from anima.errors import ConfigError
 
+MACHINE_FOLDERS = ("data_cache_dir", "reference_cache_dir", "base_staging_dir")
+"""Options without effect on the result that belong to a machine rather than to a run."""
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 _WHOLE_NUMBER = re.compile(r"-?\d+")
 
 
@@ -88,6 +91,38 @@ def flag_table(schema: type) -> dict[str, Flag]:
             required = item.default is MISSING and item.default_factory is MISSING
             table[item.name] = Flag(item.name, annotation, required, item.metadata.get("bare"))
     return table
+
+
+def with_environment(given: Mapping[str, Given], environ: Mapping[str, str]) -> dict[str, Given]:
+    """What was given, and below it the folders of this machine that variables name (ANIMA_DATA_CACHE_DIR, …).
+
+    `$NAME` and `${NAME}` in the output folder are replaced, so that one sweep's command gives every trial its own.
+
+    Raises:
+        ConfigError: the output folder names a variable that is not set.
+    """
+    found = {}
+    for name in MACHINE_FOLDERS:
+        variable = f"ANIMA_{name.upper()}"
+        if environ.get(variable):
+            found[name] = Given(name, (environ[variable],), f"the variable {variable}")
+    found |= given
+    if output_dir := found.get("output_dir"):
+        found["output_dir"] = replace(output_dir, values=tuple(_filled_in(output_dir, environ)))
+    return found
+
+
+def _filled_in(given: Given, environ: Mapping[str, str]) -> Iterator[str]:
+    for text in given.values:
+        for name in (found[1] or found[2] for found in _VARIABLE.finditer(text)):
+            if name not in environ:
+                raise ConfigError(
+                    f"the variable {name} is not set",
+                    where=given.where,
+                    got=text,
+                    fix=f"write the folder out, or start it where {name} is set (wandb agent sets WANDB_*)",
+                )
+        yield _VARIABLE.sub(lambda found: environ[found[1] or found[2]], text)
 
 
 def read_argv(argv: Sequence[str], flags: Mapping[str, Flag]) -> dict[str, Given]:

@@ -8,7 +8,20 @@ from typing import Literal, get_args
 
 from anima.config.checks import require
 
-ConversationFormat = Literal["messages", "sharegpt", "alpaca", "prompt_completion", "input_output"]
+ConversationFormat = Literal[
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "prompt_completion",
+    "input_output",
+    "chip2",
+    "oasst1",
+    "text",
+    "alpaca_clean",
+    "self_instruct",
+    "long_data",
+    "hh_rlhf_chosen",
+]
 PairFormat = Literal["preference", "sharegpt_preference", "hh_rlhf", "alpaca_preference"]
 LossType = Literal["sigmoid", "ipo", "hinge", "robust", "simpo", "orpo"]
 
@@ -119,8 +132,9 @@ class PreferenceConfig:
         return self.reference.removeprefix(ADAPTER_PREFIX) if named else None
 
     def changed(self) -> list[str]:
-        """Names of the options that differ from their defaults."""
-        return [item.name for item in fields(self) if getattr(self, item.name) != item.default]
+        """Names of the options that differ from their defaults; a folder of the machine is none that anyone chose."""
+        options = [item for item in fields(self) if item.name != "reference_cache_dir"]
+        return [item.name for item in options if getattr(self, item.name) != item.default]
 
 
 def check_objective(

@@ -7,11 +7,12 @@ themselves live in `__post_init__`; whatever needs a file, a device or a library
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from anima.config.benchmarks import BenchmarkConfig
 from anima.config.checks import require as _require
 from anima.config.preference import ConversationFormat, PairFormat, PreferenceConfig, check_objective
 
 DatasetFormat = Literal["auto", ConversationFormat, PairFormat]
-ChatTemplate = Literal["auto", "model", "alpaca", "vicuna", "guanaco", "plain"]
+ChatTemplate = Literal["auto", "model", "model_thinking", "alpaca", "vicuna", "guanaco", "plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,14 +23,17 @@ class ModelConfig:
     """Folder with a Hugging Face model, or its name on the hub."""
     quantization: Literal["nf4", "none"] = "nf4"
     """Storage of the base's linear layers: 4-bit NF4 with double quantisation, or 16 bit (plain LoRA)."""
-    compute_dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format of the computation; auto is bf16 where the processor really has it, else fp32."""
+    compute_dtype: Literal["auto", "bf16", "fp32", "fp8"] = "auto"
+    """Number format; auto: bf16 where the processor really has it, else fp32; fp8 (experimental): products with an NF4
+    base in e4m3, the rest in bf16, on Ada, Hopper and later GPUs."""
     adapter_path: str | None = None
     """Folder of a PEFT LoRA adapter to go on training from; None starts a new one."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you have read that code."""
+    base_staging_dir: str | None = None
+    """Node-local folder that the base is copied to, once a node, and loaded from; None loads it where it lies."""
     random_weights: bool = False
-    """Ignore the model's weights and draw random ones on the device: benchmarks and rehearsals only."""
+    """Ignore the model's weights and draw random ones on the device: for benchmarks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,8 @@ class DataConfig:
     """What is read, how it is rendered, and what carries the loss."""
 
     train_files: tuple[str, ...]
-    """Files (.json .jsonl .csv .tsv .parquet), folders, globs or hub names of the training set."""
+    """Files (.json .jsonl .csv .tsv .parquet, the text ones also with .gz), folders, globs or hub names of the
+    training set; a.jsonl:2 uses each row twice an epoch, a.jsonl:0.5 a half of the rows chosen by the seed."""
     eval_files: tuple[str, ...] = ()
     """The same for the held-out set; empty: taken from the training set by --eval_size."""
     eval_size: float = 0.0
@@ -70,10 +75,10 @@ class DataConfig:
     dataset_format: DatasetFormat = "auto"
     """Layout of a row; auto looks at the keys of the first one."""
     chat_template: ChatTemplate = "auto"
-    """How a conversation becomes text; auto is the model's own template, or alpaca if it has none."""
+    """How a conversation becomes text; auto is the model's own template, or alpaca if it has none. model_thinking
+    is the model's own for answers that hold thoughts (<think>); model asks hybrid models for answers without."""
     max_seq_length: int | None = None
-    """Longest sequence (for dpo of each side of a pair), tokens; None: source_max_len + target_max_len if both are
-    given, else 1024."""
+    """Longest sequence (dpo: each side), tokens; None: source_max_len + target_max_len if both are given, else 1024."""
     source_max_len: int | None = None
     """Longest context before the last answer, tokens; None: only max_seq_length counts."""
     target_max_len: int | None = None
@@ -81,10 +86,16 @@ class DataConfig:
     truncation: Literal["drop", "trim_prompt", "error"] = "drop"
     """What happens to a row over a limit: drop it (counted), shorten the user's text from its start
     (answers are never cut; a row whose answer alone is too long is dropped, counted), or stop."""
+    bad_rows: Literal["error", "drop"] = "error"
+    """What happens to a row that cannot be used (broken JSON, no answer): stop, or leave it out, counted by reason."""
     train_on: Literal["assistant", "all"] = "assistant"
     """Tokens that carry the loss: the assistant's turns with their stop tokens, or all."""
     data_cache_dir: str = "~/.cache/anima/data"
     """Folder for tokenised data, keyed by everything the tokens depend on."""
+    data_workers: int | None = None
+    """Processes that tokenise; None: one a core, at most 16. Without effect on the result."""
+    hub_streaming: bool = False
+    """Read hub sets over the network row by row instead of storing them first: for sets larger than the disk."""
 
     def __post_init__(self) -> None:
         _require(len(self.train_files) > 0, "no training data", "train_files", self.train_files, "one file or more")
@@ -104,6 +115,13 @@ class DataConfig:
                 self.eval_size,
                 "a share below 1, or whole rows",
             )
+        _require(
+            self.data_workers is None or self.data_workers >= 1,
+            "nobody would work",
+            "data_workers",
+            self.data_workers,
+            "1 or more, or None",
+        )
         for name in ("max_seq_length", "source_max_len", "target_max_len"):
             value = getattr(self, name)
             _require(value is None or value >= 2, "a length limit is too small", name, value, "2 tokens or more")
@@ -196,10 +214,6 @@ class OutputConfig:
     """Questions that the model answers at every evaluation."""
     sample_max_new_tokens: int = 64
     """Longest such answer, tokens."""
-    eval_benchmarks: tuple[str, ...] = ()
-    """Files of multiple-choice questions (subject, input, output, as MMLU's) scored at every evaluation."""
-    eval_benchmark_questions: int | None = 200
-    """Only so many questions of each, spread evenly over the file; None for all."""
     tracker: Literal["wandb", "jsonl", "none"] = "jsonl"
     """Weights & Biases beside the local metrics.jsonl; only the latter; or neither."""
     wandb_project: str = "anima"
@@ -214,8 +228,6 @@ class OutputConfig:
         for name in ("eval_steps", "save_steps"):
             _require(getattr(self, name) >= 0, "an interval cannot be negative", name, getattr(self, name), ">= 0")
         _require(self.save_total_limit >= 1, "keep at least one", "save_total_limit", self.save_total_limit, ">= 1")
-        number = self.eval_benchmark_questions
-        _require(number is None or number >= 1, "no question", "eval_benchmark_questions", number, ">= 1, or None")
         _require(self.output_dir != "", "no output folder", "output_dir", self.output_dir, "a folder")
 
 
@@ -229,10 +241,10 @@ class Config:
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    benchmarks: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     output: OutputConfig
     objective: Literal["sft", "dpo"] = "sft"
-    """What is minimised: sft is the mean negative log-likelihood of the supervised tokens; dpo the mean loss of
-    pairs of a chosen and a rejected answer."""
+    """Minimised: sft: mean negative log-likelihood of supervised tokens; dpo: mean loss of pairs (chosen, rejected)."""
     seed: int = 42
     """Seed of the split, the order, the adapter's start values and dropout."""
     deepspeed: str = "ds_configs/zero2.json"
@@ -254,6 +266,8 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**32, "a seed is a natural number", "seed", self.seed, "0 to 4294967295")
+        pair = (self.model.compute_dtype, self.model.quantization)
+        _require(pair != ("fp8", "none"), "fp8 is made from an NF4 base", "compute_dtype", "fp8", "--quantization nf4")
         longest = self.data.sequence_limit
         _require(
             longest <= self.batch.micro_batch_tokens,

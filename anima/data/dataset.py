@@ -122,6 +122,12 @@ class TokenizedDataset:
         file, place = self._table["file"][row].as_py(), self._table["place"][row].as_py()
         return f"{self._names[file]}{place}"
 
+    @property
+    def files(self) -> npt.NDArray[np.int32]:
+        """The number of the data file of each sequence, int32 of shape (len,)."""
+        numbers: npt.NDArray[np.int32] = self._table["file"].to_numpy()
+        return numbers[self._rows]
+
     def select(self, indices: Sequence[int] | IndexArray) -> "TokenizedDataset":
         """The sequences of these numbers, in this order; nothing is copied."""
         rows = self._rows[np.asarray(indices, dtype=np.int64)]

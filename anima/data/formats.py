@@ -8,7 +8,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from anima.data.records import Conversation, Message, Role, find_problem
+from anima.data.dialogues import CHIP2, HH_RLHF, OASST1, Dialect, dialect_of, split_dialogue
+from anima.data.records import ROLES, Conversation, Message, Role, find_problem
+from anima.data.tool_messages import tool_calls_of, tools_of
 from anima.errors import DataError
 
 
@@ -28,13 +30,17 @@ Convert = Callable[[Row, str], list[Turn]]
 
 @dataclass(frozen=True)
 class Format(Generic[Converted]):
-    """A layout. A row has it when it holds all of `keys` and none of `absent`; other columns do not matter."""
+    """A layout. A row has it when it holds all of `keys` and none of `absent`; other columns do not matter.
+
+    One that is not `detected` has to be named: its rows could be meant otherwise, or it is another name of a format.
+    """
 
     name: str
     keys: tuple[str, ...]
     convert: Callable[[Row, str], Converted]
     absent: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    detected: bool = True
 
     def __str__(self) -> str:
         return f"{self.name} ({', '.join((*self.keys, *(f'[{key}]' for key in self.optional)))})"
@@ -99,12 +105,20 @@ def chat_of(list_key: str, role_key: str, content_key: str, roles: Mapping[str, 
             if not isinstance(item, dict):
                 raise DataError(f"{path[:-1]} is not an object", where=source, got=shown(item), allowed="an object")
             speaker = text_of(value_of(item, role_key, source, path), path + role_key, source)
-            content = text_of(value_of(item, content_key, source, path), path + content_key, source)
+            calls = tool_calls_of(item, path, source)
+            no_text = bool(calls) and item.get(content_key) is None
+            content = "" if no_text else text_of(value_of(item, content_key, source, path), path + content_key, source)
             if speaker not in roles:
                 raise DataError(
                     f"{path}{role_key} is no known speaker", where=source, got=repr(speaker), allowed=", ".join(roles)
                 )
-            turns.append(Turn(Message(roles[speaker], content), path + role_key, path + content_key))
+            name, call_id = (_optional_text(item, key, source) for key in ("name", "tool_call_id"))
+            message = Message(roles[speaker], content, tool_calls=calls)
+            if message.role == "tool":
+                message = Message("tool", content, tool_name=name, tool_call_id=call_id)
+            elif calls and message.role != "assistant":
+                raise DataError(f"{path}tool_calls: only the assistant calls tools", where=source, got=repr(speaker))
+            turns.append(Turn(message, path + role_key, path + content_key))
         return turns
 
     return convert
@@ -124,6 +138,8 @@ def _pair(prompt_key: str, answer_key: str) -> Convert:
     """A converter of one prompt and one answer."""
 
     def convert(row: Row, source: str) -> list[Turn]:
+        if isinstance(row.get(prompt_key), list) and isinstance(row.get(answer_key), list):
+            return _lists(row, prompt_key, answer_key, source)
         prompt = text_of(value_of(row, prompt_key, source), prompt_key, source)
         answer = text_of(value_of(row, answer_key, source), answer_key, source)
         return [
@@ -134,7 +150,39 @@ def _pair(prompt_key: str, answer_key: str) -> Convert:
     return convert
 
 
-MESSAGE_ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
+def _lists(row: Row, prompt_key: str, answer_key: str, source: str) -> list[Turn]:
+    """A list of questions and one of their answers, as Chinese-Vicuna's chat sets have them."""
+    columns: list[tuple[Role, str]] = [("user", prompt_key), ("assistant", answer_key)]
+    lists = [value_of(row, key, source) for _, key in columns]
+    sizes = [len(values) for values in lists if isinstance(values, list)]
+    if sizes[0] != sizes[1]:
+        what = f"{prompt_key} and {answer_key} are lists of different lengths"
+        raise DataError(what, where=source, got=f"{sizes[0]} and {sizes[1]}", fix="mend or remove this row")
+    turns = []
+    for i in range(sizes[0]):
+        for (role, key), values in zip(columns, lists, strict=True):
+            name = f"{key}[{i}]"
+            turns.append(Turn(Message(role, text_of(values[i], name, source)), name, name))  # type: ignore[index]
+    return turns
+
+
+def _dialogue(key: str, dialect: Dialect) -> Convert:
+    """A converter of a dialogue in one text."""
+
+    def convert(row: Row, source: str) -> list[Turn]:
+        text = text_of(value_of(row, key, source), key, source)
+        return [Turn(Message(role, said), key, key) for role, said in split_dialogue(text, dialect, key, source)]
+
+    return convert
+
+
+def _whole_text(row: Row, source: str) -> list[Turn]:
+    """A text without turns, all learned: the answer to an empty prompt, which only the plain template keeps empty."""
+    text = text_of(value_of(row, "text", source), "text", source)
+    return [Turn(Message("user", ""), "text", "text"), Turn(Message("assistant", text), "text", "text")]
+
+
+MESSAGE_ROLES: Mapping[str, Role] = {role: role for role in ROLES}
 SHAREGPT_SPEAKERS: Mapping[str, Role] = {
     "system": "system",
     "human": "user",
@@ -147,7 +195,7 @@ SHAREGPT_SPEAKERS: Mapping[str, Role] = {
 }
 
 FORMATS: tuple[Format[list[Turn]], ...] = (
-    Format("messages", ("messages",), chat_of("messages", "role", "content", MESSAGE_ROLES)),
+    Format("messages", ("messages",), chat_of("messages", "role", "content", MESSAGE_ROLES), optional=("tools",)),
     Format(
         "sharegpt",
         ("conversations",),
@@ -157,17 +205,32 @@ FORMATS: tuple[Format[list[Turn]], ...] = (
     Format("alpaca", ("instruction", "output"), _alpaca, optional=("input",)),
     Format("prompt_completion", ("prompt", "completion"), _pair("prompt", "completion")),
     Format("input_output", ("input", "output"), _pair("input", "output"), absent=("instruction",)),
+    Format("chip2", ("text",), _dialogue("text", CHIP2)),
+    Format("oasst1", ("text",), _dialogue("text", OASST1)),
+    Format("text", ("text",), _whole_text),
+    Format("alpaca_clean", ("instruction", "output"), _alpaca, optional=("input",), detected=False),
+    Format("self_instruct", ("prompt", "completion"), _pair("prompt", "completion"), detected=False),
+    Format("long_data", ("prompt", "completion"), _pair("prompt", "completion"), detected=False),
+    Format("hh_rlhf_chosen", ("chosen",), _dialogue("chosen", HH_RLHF), optional=("rejected",), detected=False),
 )
 
 
 def detect_format(keys: Collection[str], source: str, formats: Sequence[Format[object]] = FORMATS) -> str:
     """The name of the one format that a row with these keys has.
 
+    Args:
+        keys: The row; or only its keys, and then a row of one `text` cannot be told from other such rows.
+        source: Where the row is.
+        formats: Those to choose from.
+
     Raises:
         DataError: No format matches, or more than one.
     """
     known = "; ".join(map(str, formats))
-    matches = [f.name for f in formats if set(f.keys) <= set(keys) and not set(f.absent) & set(keys)]
+    fitting = [f for f in formats if set(f.keys) <= set(keys) and not set(f.absent) & set(keys) and f.detected]
+    matches = [f.name for f in fitting]
+    if isinstance(keys, Mapping) and {f.keys for f in fitting} == {("text",)}:
+        matches = [dialect_of(keys["text"])]
     if len(matches) == 1:
         return matches[0]
     raise DataError(
@@ -175,7 +238,17 @@ def detect_format(keys: Collection[str], source: str, formats: Sequence[Format[o
         where=source,
         got=f"keys {', '.join(map(repr, keys)) or '(none)'}",
         allowed=known,
-        fix="name one with --dataset_format" if matches else "rename the columns to those of a format",
+        fix="name one with --dataset_format" if matches else _way_in(keys),
+    )
+
+
+def _way_in(keys: Collection[str]) -> str:
+    """What to do with a row that fits no format."""
+    if not {"chosen", "rejected"} <= set(keys):
+        return "rename the columns to those of a format"
+    dialogues = isinstance(keys, Mapping) and HH_RLHF.speaker.search(str(keys["chosen"])) is not None
+    return "these are preferences: --objective dpo" + (
+        "; to learn the chosen dialogues: --dataset_format hh_rlhf_chosen" if dialogues else ""
     )
 
 
@@ -207,4 +280,4 @@ def to_conversation(row: Row, format_name: str, source: str) -> Conversation:
             allowed=problem.allowed,
             fix="mend or remove this row",
         )
-    return Conversation(messages, source)
+    return Conversation(messages, source, tools_of(row, source) if format_name == "messages" else "")

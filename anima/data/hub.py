@@ -1,20 +1,24 @@
-"""Data sets by their name on the hub: `owner/name`, `owner/name:config`, `owner/name[split]`.
+"""Data sets by their name on the hub: `owner/name`, `owner/name:config`, `owner/name[split]`, `owner/name[split:1000]`.
 
-The only user of the `datasets` library; it keeps what it downloaded, so a second reading needs no network.
+The only user of the `datasets` library; it keeps what it downloaded, so a second reading needs no network. Streaming
+keeps nothing: the rows come over the network each time the tokens have to be made.
 """
 
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from anima.data.text_files import RawRow
 from anima.errors import DataError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
-_NAME = re.compile(r"(?P<path>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:\[(?P<split>[\w.-]+)\])?")
+_NAME = re.compile(
+    r"(?P<path>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:\[(?P<split>[\w.-]+)(?::(?P<rows>[1-9]\d*))?\])?"
+)
 
 
 def is_hub_name(text: str, data_suffixes: tuple[str, ...]) -> bool:
@@ -23,21 +27,22 @@ def is_hub_name(text: str, data_suffixes: tuple[str, ...]) -> bool:
     return match is not None and not text.startswith(".") and not match["path"].lower().endswith(data_suffixes)
 
 
-def _parts(name: str) -> tuple[str, str | None, str]:
+def _parts(name: str) -> tuple[str, str | None, str, int | None]:
     match = _NAME.fullmatch(name)
     if match is None:
         raise ValueError(f"not a hub name: {name}")
-    return match["path"], match["config"], match["split"] or "train"
+    return match["path"], match["config"], match["split"] or "train", int(match["rows"]) if match["rows"] else None
 
 
 @lru_cache(maxsize=8)
-def _load(name: str) -> "Dataset":
+def _load(name: str, streaming: bool = False) -> "Dataset | IterableDataset":
     import datasets
 
-    path, config, split = _parts(name)
+    path, config, split, _ = _parts(name)
     call = f"datasets.load_dataset({path!r}, {config!r})" if config else f"datasets.load_dataset({path!r})"
+    options: dict[str, Any] = {"streaming": True} if streaming else {}
     try:
-        return datasets.load_dataset(path, config, split=split)
+        return datasets.load_dataset(path, config, split=split, **options)
     except ConnectionError as error:
         raise DataError(
             "the data set is no file here, and the hub cannot be reached",
@@ -55,16 +60,42 @@ def _load(name: str) -> "Dataset":
         ) from None
 
 
-def read_hub(name: str) -> Iterator[RawRow]:
-    """Rows of one split, counted from 1.
+def read_hub(name: str, *, streaming: bool = False) -> Iterator[RawRow]:
+    """Rows of one split, or the first of them if the name says how many, counted from 1.
+
+    Args:
+        name: The set's name.
+        streaming: Read over the network without storing the set.
 
     Raises:
         DataError: The hub cannot be reached, or has no such data set, configuration or split.
     """
-    for number, values in enumerate(_load(name), start=1):
-        yield RawRow(dict(values), f": row {number}")
+    rows = islice(_load(name, streaming), _parts(name)[3])
+    number = 0
+    try:
+        for number, values in enumerate(rows, start=1):
+            yield RawRow(dict(values), f": row {number}")
+    except OSError as error:
+        raise DataError(
+            "the hub cannot be reached any more",
+            where=f"{name}: after row {number}",
+            got=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            fix="start again; or leave out --hub_streaming, which stores the set before it is read",
+        ) from None
 
 
-def hub_fingerprint(name: str) -> str:
-    """What identifies the split's content: name, revision and builder, as the `datasets` library hashes them."""
-    return str(_load(name)._fingerprint)
+def hub_fingerprint(name: str, *, streaming: bool = False) -> str:
+    """What identifies the rows: name, revision and builder, as the `datasets` library hashes them, and how many."""
+    rows = _parts(name)[3]
+    text = _streamed_revision(name) if streaming else str(_load(name, False)._fingerprint)
+    return text if rows is None else f"{text}:{rows}"
+
+
+def _streamed_revision(name: str) -> str:
+    """The revision of a set that is not stored: the builder's hash is the commit on the hub."""
+    import datasets
+
+    _load(name, True)  # tells the hub's errors
+    path, config, split, _ = _parts(name)
+    builder = datasets.load_dataset_builder(path, config)
+    return f"streamed:{path}:{builder.config.name}:{split}:{builder.hash}"

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from anima.data.text_files import RawRow, text_lines, text_pieces
+from anima.data.text_files import OnBad, RawRow, refuse, text_lines, text_pieces
 from anima.errors import DataError
 
 MAX_ROW_CHARS = 64 << 20
@@ -49,31 +49,46 @@ def _excerpt(text: str, position: int) -> str:
 
 def _as_row(value: object, name: str, line: int) -> RawRow:
     if not isinstance(value, dict):
-        raise DataError(
-            "the row is not an object",
-            where=f"{name}:{line}",
-            got=f"{type(value).__name__} {repr(value)[:60]}",
-            allowed='an object such as {"prompt": ..., "completion": ...}',
-        )
+        raise _no_object(value, name, line)
     return RawRow(value, f":{line}")
 
 
-def read_jsonl(path: Path, name: str) -> Iterator[RawRow]:
+def _no_object(value: object, name: str, line: int) -> DataError:
+    return DataError(
+        "the row is not an object",
+        where=f"{name}:{line}",
+        got=f"{type(value).__name__} {repr(value)[:60]}",
+        allowed='an object such as {"prompt": ..., "completion": ...}',
+    )
+
+
+def read_jsonl(path: Path, name: str, on_bad: OnBad = refuse) -> Iterator[RawRow]:
     """One object a line; lines of white space are passed over.
 
     Raises:
-        DataError: A line is not UTF-8, not JSON, or not an object.
+        DataError: What `on_bad` raises for a line that is not UTF-8, not JSON, or not an object.
     """
-    for number, line in text_lines(path, name):
+    for number, line in text_lines(path, name, on_bad):
         if line.isspace():
             continue
         try:
-            value = _DECODER.decode(line)
-        except (ValueError, RecursionError) as error:
-            column = error.pos + 1 if isinstance(error, json.JSONDecodeError) else 1
-            cut_off = not line.endswith("\n") and not line.rstrip().endswith("}")
-            raise _fault(error, name, number, column, _excerpt(line, column - 1), cut_off) from None
-        yield _as_row(value, name, number)
+            row = _as_row(_parsed(line, name, number), name, number)
+        except DataError as error:
+            on_bad(error, f":{number}")
+            continue
+        yield row
+
+
+def _parsed(line: str, name: str, number: int) -> object:
+    try:
+        return _DECODER.decode(line)
+    except (ValueError, RecursionError) as error:
+        column = error.pos + 1 if isinstance(error, json.JSONDecodeError) else 1
+        cut_off = not line.endswith("\n") and not line.rstrip().endswith("}")
+        fault = _fault(error, name, number, column, _excerpt(line, column - 1), cut_off)
+        if number == 1 and "\r" in line.rstrip("\r\n"):
+            fault.fix = r"the lines seem to end in \r alone: convert them to \n (tr '\r' '\n')"
+        raise fault from None
 
 
 class _Stream:
@@ -148,25 +163,25 @@ class _Stream:
         )
 
 
-def read_json(path: Path, name: str) -> Iterator[RawRow]:
+def read_json(path: Path, name: str, on_bad: OnBad = refuse) -> Iterator[RawRow]:
     """A list of objects; also JSON lines, told by a first line that is one whole object.
 
     Raises:
-        DataError: Not UTF-8, not JSON, a top level that is no list, a row that is no object.
+        DataError: Not UTF-8, not JSON, a top level that is no list; what `on_bad` raises for a row that is no object.
     """
     stream = _Stream(path, name)
     first = stream.peek()
     if first == "":
         return
     if first == "[":
-        yield from _read_list(stream, name)
+        yield from _read_list(stream, name, on_bad)
         return
     start = stream.line
     top = stream.value()
     end = stream.line
     alone_on_its_line = start == end and (stream.peek() == "" or stream.line > end)
     if isinstance(top, dict) and alone_on_its_line:
-        yield from read_jsonl(path, name)
+        yield from read_jsonl(path, name, on_bad)
         return
     raise DataError(
         "the top level of the file is not a list",
@@ -177,15 +192,23 @@ def read_json(path: Path, name: str) -> Iterator[RawRow]:
     )
 
 
-def _read_list(stream: _Stream, name: str) -> Iterator[RawRow]:
+def _read_list(stream: _Stream, name: str, on_bad: OnBad) -> Iterator[RawRow]:
     stream.skip()
     if stream.peek() == "]":
         stream.skip()
     else:
+        before, number = 0, 0
         while True:
             stream.peek()
             line = stream.line
-            yield _as_row(stream.value(), name, line)
+            number += 1
+            place = f":{line}" if line != before else f":{line}, row {number}"  # several rows on one line
+            before = line
+            value = stream.value()
+            if isinstance(value, dict):
+                yield RawRow(value, place)
+            else:
+                on_bad(_no_object(value, name, line), place)
             mark = stream.peek()
             if mark not in (",", "]"):
                 what = "the file ends before the list does" if mark == "" else "a comma or ] is missing after a row"

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from anima.data.dataset import TokenizedDataset
 from anima.data.formats import Row, detect_format, to_conversation
 from anima.data.order import IndexArray
@@ -26,6 +29,15 @@ class Splittable(Protocol):
         """The examples of these numbers, in this order."""
         ...
 
+    @property
+    def files(self) -> npt.NDArray[np.int32]:
+        """The number of the data file of each example."""
+        ...
+
+    def source(self, index: int) -> str:
+        """Where the example comes from, as `file:line`."""
+        ...
+
 
 Dataset = TypeVar("Dataset", bound=Splittable)
 
@@ -37,7 +49,8 @@ class RecordKind(Generic[Dataset]):
     Attributes:
         name: What one of them is called, in the plural.
         detect: (row, source) -> the name of its layout.
-        read: (row, layout, source) -> the conversations to render, or why the row cannot be used.
+        read: (row, layout, source) -> the conversations to render, or why the row cannot be used; a function of a
+            module, because it is sent to other processes.
         dataset: The set over the sequences of all rows.
         last_answer_only: Whether only the last answer of a conversation is learned.
         notes: What a person should know about a set before training on it.
@@ -70,7 +83,7 @@ def _length_note(pairs: PairDataset) -> list[str]:
 
 CONVERSATIONS: RecordKind[TokenizedDataset] = RecordKind(
     name="sequences",
-    detect=lambda row, source: detect_format(row.keys(), source),
+    detect=detect_format,
     read=_read_conversation,
     dataset=lambda sequences: sequences,
     last_answer_only=False,

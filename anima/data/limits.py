@@ -27,6 +27,15 @@ Renderings = Sequence[Sequence[Segment]]
 
 
 @dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens before the last answer, of the last answer with its stop token, and of the whole row."""
+
+    source: int
+    target: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedRow:
     """What became of a row: a sequence for each rendering, or the reason for dropping it."""
 
@@ -37,32 +46,29 @@ class EncodedRow:
     """Learned runs of tokens."""
     num_stopped: int
     """Those whose last token is a stop token."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Lengths:
-    source: int
-    target: int
-    total: int
+    whole: Lengths = Lengths(0, 0, 0)
+    """Its lengths before anything was cut or dropped; of a pair, the longer side's."""
+    left: tuple[tuple[Segment, ...], ...] | None = None
+    """What trimming left of each rendering; None if nothing was trimmed."""
 
 
 def _last_answer(runs: Sequence[Run]) -> int | None:
     return max((i for i, run in enumerate(runs) if run.trainable), default=None)
 
 
-def _measure(runs: Sequence[Run]) -> _Lengths:
+def _measure(runs: Sequence[Run]) -> Lengths:
     """Tokens before the last answer, of the last answer, and of all; without an answer told apart, only of all."""
     total = sum(len(run.ids) for run in runs)
     last = _last_answer(runs)
     if last is None:
-        return _Lengths(0, 0, total)
-    return _Lengths(sum(len(run.ids) for run in runs[:last]), len(runs[last].ids), total)
+        return Lengths(0, 0, total)
+    return Lengths(sum(len(run.ids) for run in runs[:last]), len(runs[last].ids), total)
 
 
-def _longest(encoded: Sequence[Sequence[Run]]) -> _Lengths:
+def _longest(encoded: Sequence[Sequence[Run]]) -> Lengths:
     """The longest of each over all renderings of a row."""
     found = [_measure(runs) for runs in encoded]
-    return _Lengths(max(x.source for x in found), max(x.target for x in found), max(x.total for x in found))
+    return Lengths(max(x.source for x in found), max(x.target for x in found), max(x.total for x in found))
 
 
 class RowEncoder:
@@ -104,10 +110,14 @@ class RowEncoder:
         Raises:
             DataError: A row is over a limit and the policy is error, or the two prompts of a pair differ.
         """
-        encoded = iter(self._encoder.encode([segments for row in rows for segments in row]))
-        return [self._fit(row, [next(encoded) for _ in row], source) for row, source in zip(rows, sources, strict=True)]
+        ids = iter(self._encoder.encode([segments for row in rows for segments in row]))
+        encoded = [[next(ids) for _ in row] for row in rows]
+        return [
+            replace(self._fit(row, runs, source), whole=_longest(runs))
+            for row, runs, source in zip(rows, encoded, sources, strict=True)
+        ]
 
-    def _over(self, lengths: _Lengths) -> tuple[str, int, int] | None:
+    def _over(self, lengths: Lengths) -> tuple[str, int, int] | None:
         """The limit that is broken first, with the length and the limit in tokens."""
         if lengths.target > self._target:
             return TARGET_TOO_LONG if self._config.target_max_len else TOO_LONG, lengths.target, self._target
@@ -145,7 +155,7 @@ class RowEncoder:
         stopped = sum(self._encoder.is_stop(run.ids[-1]) for run in answers)
         return EncodedRow(sequences, None, trimmed, len(answers), stopped)
 
-    def _trimmed(self, row: Renderings, lengths: _Lengths) -> EncodedRow:
+    def _trimmed(self, row: Renderings, lengths: Lengths) -> EncodedRow:
         """Shorten the user's texts, by the same in every rendering, until all fit, or find that they never will."""
         for _ in range(_TRIM_ROUNDS):
             excess = max(lengths.source - self._source, lengths.total - self._total)
@@ -156,7 +166,7 @@ class RowEncoder:
             encoded = self._encoder.encode(row)
             lengths = _longest(encoded)
             if self._over(lengths) is None:
-                return self._kept(encoded, trimmed=True)
+                return replace(self._kept(encoded, trimmed=True), left=tuple(map(tuple, row)))
         return _dropped(STILL_TOO_LONG)
 
     def _shorten(self, segments: Sequence[Segment], excess: int) -> list[Segment]:

@@ -4,13 +4,16 @@ Before answer i stands render(messages[:i], generation prompt), which must be th
 there on the model speaks, up to the first special token after the answer's text.
 """
 
+import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 from jinja2 import TemplateError
 
 from anima.data.records import Conversation, Message
+from anima.data.rendering import as_dict, given, goes_on, is_call_only, locate
 from anima.data.segments import Segment, join
 from anima.data.text_templates import eos_token
 from anima.data.tokenizer import Tokenizer, special_tokens
@@ -26,29 +29,35 @@ class ModelTemplate:
         tokenizer: A tokenizer with a chat template.
         mask_answers: Whether answers must be told from the rest (--train_on assistant); without, a template that
             rewrites earlier turns is accepted, because every token is learned anyway.
+        thinking: Whether answers hold thoughts, for hybrid models such as Qwen 3 whose templates know
+            `enable_thinking`. Without, the prompt itself closes an empty thought, which is given and not learned.
 
     Raises:
         DataError: The tokenizer has no chat template.
         ModelError: The tokenizer has no EOS token.
     """
 
-    name = "model"
-
-    def __init__(self, tokenizer: Tokenizer, *, mask_answers: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, mask_answers: bool = True, thinking: bool = False) -> None:
         if not tokenizer.chat_template:
             raise DataError(
                 "the tokenizer brings no chat template",
                 where="--chat_template",
-                got="model",
+                got="model_thinking" if thinking else "model",
                 allowed="auto, alpaca, vicuna, guanaco, plain",
                 fix="use --chat_template auto, which is alpaca here",
             )
         self._tokenizer = tokenizer
         self._mask_answers = mask_answers
+        self._thinking = thinking
         self._eos = eos_token(tokenizer)
         spellings = sorted({*special_tokens(tokenizer), self._eos}, key=len, reverse=True)
         self._stop = re.compile("|".join(map(re.escape, spellings)))
         self._scaffolds: dict[tuple[str, ...], Sequence[list[str] | None]] = {}
+
+    @property
+    def name(self) -> str:
+        """The template's name as in --chat_template."""
+        return "model_thinking" if self._thinking else "model"
 
     @property
     def fingerprint(self) -> str:
@@ -63,7 +72,7 @@ class ModelTemplate:
         Raises:
             DataError: The template refuses the messages, changes their text, or does not build up turn by turn.
         """
-        return self._cut(conversation.messages, conversation.source)
+        return self._cut(conversation.messages, conversation.source, conversation.tools)
 
     def prompt_segments(self, messages: Sequence[Message]) -> list[Segment]:
         """What stands before the answer to `messages`, which end in a user turn.
@@ -77,10 +86,17 @@ class ModelTemplate:
         """`prompt_segments` as text."""
         return join(self.prompt_segments(messages))
 
-    def _render(self, messages: Sequence[Message], source: str, *, prompt: bool) -> str:
-        plain = [{"role": m.role, "content": m.text} for m in messages]
+    def _render(
+        self, messages: Sequence[Message], source: str, *, prompt: bool, tools: str = "", thinking: bool | None = None
+    ) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=prompt)
+            text = self._tokenizer.apply_chat_template(
+                [as_dict(message) for message in messages],
+                tools=json.loads(tools) if tools else None,
+                tokenize=False,
+                add_generation_prompt=prompt,
+                enable_thinking=self._thinking if thinking is None else thinking,
+            )
         except TemplateError as error:
             raise DataError(
                 f"the model's chat template refuses the conversation: {error}",
@@ -99,13 +115,21 @@ class ModelTemplate:
             groups[-1].append(message)
         return groups
 
-    def _spans(self, messages: Sequence[Message], source: str) -> tuple[list[str], list[list[Message]]]:
+    def _spans(self, messages: Sequence[Message], source: str, tools: str) -> tuple[list[str], list[list[Message]]]:
         """The text and the messages of each span; one that opens with an answer starts where its prompt ends."""
         groups = self._groups(messages)
         ends = list(accumulate(len(group) for group in groups))
-        borders = ["", *(self._render(messages[:end], source, prompt=True) for end in ends[:-1])]
-        borders.append(self._render(messages, source, prompt=messages[-1].role != "assistant"))
-        broken = next((pair for pair in pairwise(borders) if not _goes_on(*pair)), None)
+        whole = self._render(messages, source, prompt=messages[-1].role != "assistant", tools=tools)
+        borders = [""]
+        for number, end in enumerate(ends[:-1], start=2):
+            prompt = self._render(messages[:end], source, prompt=True, tools=tools)
+            open_end = number == len(ends) and messages[-1].role == "assistant"
+            if not open_end and not whole.startswith(prompt):
+                # Hybrid templates leave the empty thought out of earlier turns: there the other prompt is the start.
+                prompt = self._render(messages[:end], source, prompt=True, tools=tools, thinking=not self._thinking)
+            borders.append(prompt)
+        borders.append(whole)
+        broken = next((pair for pair in pairwise(borders) if not goes_on(*pair)), None)
         if broken is None:
             return [longer[len(shorter) :] for shorter, longer in pairwise(borders)], groups
         if not self._mask_answers and messages[-1].role == "assistant":
@@ -115,17 +139,29 @@ class ModelTemplate:
             where=source,
             got=f"...{broken[0][-40:]!r}, where the longer text does not go on like that",
             allowed="a template that only appends",
-            fix=f"{_OTHER_TEMPLATE}, or --train_on all",
+            fix=self._way_out(messages, source, tools, whole),
         )
 
-    def _cut(self, messages: Sequence[Message], source: str) -> list[Segment]:
-        spans, groups = self._spans(messages, source)
-        scaffolds = self._scaffold(messages)
+    def _way_out(self, messages: Sequence[Message], source: str, tools: str, whole: str) -> str:
+        """What to type where the prompt before the last answer does not fit."""
+        if messages[-1].role == "assistant" and not self._thinking:
+            without, with_thought = (
+                self._render(messages[:-1], source, prompt=True, tools=tools, thinking=thinking)
+                for thinking in (False, True)
+            )
+            if goes_on(with_thought, whole) and not goes_on(without, whole):
+                return "the answers hold thoughts: use --chat_template model_thinking"
+        return f"{_OTHER_TEMPLATE}, or --train_on all"
+
+    def _cut(self, messages: Sequence[Message], source: str, tools: str = "") -> list[Segment]:
+        self._refuse_control_tokens(messages, source, tools)
+        spans, groups = self._spans(messages, source, tools)
+        scaffolds = self._scaffold(messages, tools)
         if len(scaffolds) != len(spans):
             scaffolds = [None] * len(spans)
         segments: list[Segment] = []
         for i, (span, group) in enumerate(zip(spans, groups, strict=True)):
-            texts = _locate(span, [message.text for message in group], scaffolds[i])
+            texts = locate(span, group, scaffolds[i])
             if texts is None:
                 raise DataError(
                     "the model's chat template changes the text of a message, so it cannot be told what is learned",
@@ -134,28 +170,69 @@ class ModelTemplate:
                     fix=_OTHER_TEMPLATE,
                 )
             if i > 0:
-                segments += self._answer(*texts[:3], last=len(group) == 1, source=source)
-                segments += _given(["", *texts[3:]], group[1:])
+                if group[0].tool_calls:
+                    segments += self._calling_answer(texts[0], texts[1], texts[2], source)
+                else:
+                    segments += self._answer(*texts[:3], last=len(group) == 1, source=source)
+                segments += given(["", *texts[3:]], group[1:])
             else:
-                segments += _given(texts, group)
+                segments += given(texts, group)
         return segments
 
-    def _scaffold(self, messages: Sequence[Message]) -> Sequence[list[str] | None]:
+    def _refuse_control_tokens(self, messages: Sequence[Message], source: str, tools: str) -> None:
+        """Tools and calls are written by the template, so a control token within them would be a real one."""
+        for text in (tools, *(message.tool_calls for message in messages)):
+            found = self._stop.search(text)
+            if found is not None:
+                raise DataError(
+                    "a tool or a call spells out a control token of the tokenizer",
+                    where=source,
+                    got=found[0],
+                    fix="mend or remove this row",
+                )
+
+    def _scaffold(self, messages: Sequence[Message], tools: str) -> Sequence[list[str] | None]:
         """The template's own text around each message of each span, from a rendering of marks in place of texts.
 
         Empty where the template treats the marks otherwise than it treats text; the texts are then searched for.
         """
+        if tools or any(message.tool_calls or message.role == "tool" for message in messages):
+            return self._marked(messages, tools)  # these differ from row to row
         roles = tuple(message.role for message in messages)
         if roles not in self._scaffolds:
-            marked = [Message(role, f"\ue000{i}\ue001") for i, role in enumerate(roles)]
-            try:
-                spans, groups = self._spans(marked, "template")
-            except DataError:
-                spans, groups = [], [[]]
-            pieces = [re.split("\ue000[0-9]+\ue001", span) for span in spans]
-            sizes = [len(group) + 1 for group in groups]
-            self._scaffolds[roles] = pieces if [len(p) for p in pieces] == sizes else []
+            self._scaffolds[roles] = self._marked(messages, tools)
         return self._scaffolds[roles]
+
+    def _marked(self, messages: Sequence[Message], tools: str) -> Sequence[list[str] | None]:
+        marked = [
+            replace(message, content="" if is_call_only(message) else f"\ue000{i}\ue001", context="")
+            for i, message in enumerate(messages)
+        ]
+        try:
+            spans, groups = self._spans(marked, "template", tools)
+        except DataError:
+            spans, groups = [], [[]]
+        pieces = [re.split("\ue000[0-9]+\ue001", span) for span in spans]
+        sizes = [sum(not is_call_only(message) for message in group) + 1 for group in groups]
+        return pieces if [len(p) for p in pieces] == sizes else []
+
+    def _calling_answer(self, before: str, content: str, after: str, source: str) -> list[Segment]:
+        """An answer with calls of tools: up to what ends ordinary answers, because calls may begin with a token too."""
+        plain = self._cut([Message("user", "Q"), Message("assistant", "A")], source)
+        ending = join([segment for segment in plain if segment.trainable]).rpartition("A")[2]
+        end = after.find(ending.strip() or ending)
+        if end < 0:
+            raise DataError(
+                "the model's chat template ends calls of tools otherwise than answers, so they cannot be masked safely",
+                where=source,
+                got=repr(after[:60]),
+                allowed=f"a call that ends in {ending!r}",
+                fix="use --train_on all, or leave these rows out",
+            )
+        end += len(ending.strip() or ending)
+        said = [Segment(content, trainable=True, literal=True)] if content else []
+        segments = [Segment(before, trainable=True), *said, Segment(after[:end], trainable=True)]
+        return [segment for segment in [*segments, Segment(after[end:], trainable=False)] if segment.text]
 
     def _answer(self, before: str, content: str, after: str, *, last: bool, source: str) -> list[Segment]:
         """All that the model has to say: up to the first special token after the content, or to an EOS of our own."""
@@ -179,53 +256,3 @@ class ModelTemplate:
             Segment(rest, trainable=False),
         ]
         return [segment for segment in segments if segment.text]
-
-
-def _goes_on(shorter: str, longer: str) -> bool:
-    return longer.startswith(shorter) and len(longer) > len(shorter)
-
-
-def _given(texts: Sequence[str], group: Sequence[Message]) -> list[Segment]:
-    """Segments of a span that is not learned; `texts` are scaffold, message, scaffold, message, ..., scaffold."""
-    segments = [Segment(texts[0], trainable=False)]
-    for message, text, scaffold in zip(group, texts[1::2], texts[2::2], strict=True):
-        tail = message.context if text.endswith(message.context) else message.context.rstrip()
-        if message.role != "user":
-            segments.append(Segment(text, trainable=False, literal=True))
-        elif tail and text.endswith(tail):
-            segments.append(Segment(text[: -len(tail)], trainable=False, literal=True))
-            segments.append(Segment(tail, trainable=False, trimmable=True, literal=True))
-        else:
-            segments.append(Segment(text, trainable=False, trimmable=True, literal=True))
-        segments.append(Segment(scaffold, trainable=False))
-    return [segment for segment in segments if segment.text]
-
-
-def _locate(span: str, contents: Sequence[str], scaffold: Sequence[str] | None) -> list[str] | None:
-    """The span as scaffold, content, scaffold, ..., scaffold; templates may strip the ends of a content.
-
-    First by the known scaffold; failing that (a template that looks into the text, such as for <think>), each
-    content must occur exactly once. None: a content is not there, or it is unclear where.
-    """
-    found: list[str] = []
-    position = 0
-    for k, content in enumerate(contents):
-        variants = (content, content.strip(), content.lstrip(), content.rstrip())
-        for variant in variants:
-            if scaffold is not None and span.startswith(scaffold[k] + variant + scaffold[k + 1], position):
-                found += [scaffold[k], variant]
-                position += len(scaffold[k]) + len(variant)
-                break
-        else:
-            break
-    if scaffold is not None and len(found) == 2 * len(contents) and span[position:] == scaffold[-1]:
-        return [*found, scaffold[-1]]
-    found, position = [], 0
-    for content in contents:
-        variant = content if content in span else content.strip()
-        if not variant or span.count(variant, position) != 1:
-            return None
-        start = span.index(variant, position)
-        found += [span[position:start], variant]
-        position = start + len(variant)
-    return [*found, span[position:]]

@@ -21,6 +21,7 @@ from anima.data.formats import (
 )
 from anima.data.records import Message, PreferencePair, Role, find_problem
 from anima.data.text_templates import ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT
+from anima.data.tool_messages import tools_of
 from anima.errors import DataError
 
 PARTED = "the two dialogues part before the last answer"
@@ -61,7 +62,20 @@ def _answer(row: Row, key: str, keys: Keys, names: Mapping[str, Role], source: s
             allowed="text, or one message of the assistant",
             fix="put all turns before the answer into the prompt, which both answers share",
         )
-    return found[0].content
+    return _said(found[0], key, source)
+
+
+def _said(answer: Message, key: str, source: str) -> str:
+    """The text of an answer, which must be all of it."""
+    if answer.tool_calls:
+        raise DataError(
+            f"{key} calls a tool",
+            where=source,
+            got=answer.tool_calls[:60],
+            allowed="an answer in words; calls with their results may stand in the prompt",
+            fix="remove this row",
+        )
+    return answer.content
 
 
 def _preference(row: Row, source: str) -> PairOrReason:
@@ -73,7 +87,7 @@ def _preference(row: Row, source: str) -> PairOrReason:
     else:
         prompt = _messages(given, "prompt", keys, MESSAGE_ROLES, source)
     answers = [_answer(row, key, keys, MESSAGE_ROLES, source) for key in ("chosen", "rejected")]
-    return PreferencePair(tuple(prompt), answers[0], answers[1], source)
+    return PreferencePair(tuple(prompt), answers[0], answers[1], source, tools_of(row, source))
 
 
 def _sharegpt(row: Row, source: str) -> PairOrReason:
@@ -149,7 +163,8 @@ def _whole(row: Row, parse: Callable[[object, str, str], list[Message]], source:
         return Unusable(BROKEN)
     if chosen[:-1] != rejected[:-1]:
         return Unusable(PARTED)
-    return PreferencePair(chosen[:-1], chosen[-1].content, rejected[-1].content, source)
+    answers = [_said(said[-1], key, source) for key, said in (("chosen", chosen), ("rejected", rejected))]
+    return PreferencePair(chosen[:-1], answers[0], answers[1], source, tools_of(row, source))
 
 
 def _hh_rlhf(row: Row, source: str) -> PairOrReason:
@@ -158,9 +173,9 @@ def _hh_rlhf(row: Row, source: str) -> PairOrReason:
 
 
 _BY_KEYS: tuple[Format[PairOrReason], ...] = (
-    Format("preference", ("prompt", "chosen", "rejected"), _preference),
+    Format("preference", ("prompt", "chosen", "rejected"), _preference, optional=("tools",)),
     Format("sharegpt_preference", ("conversations", "chosen", "rejected"), _sharegpt, absent=("prompt",)),
-    Format("hh_rlhf", ("chosen", "rejected"), _hh_rlhf, absent=("prompt", "conversations")),
+    Format("hh_rlhf", ("chosen", "rejected"), _hh_rlhf, ("prompt", "conversations"), ("tools",)),
 )
 PAIR_FORMATS = (*_BY_KEYS, Format("alpaca_preference", ("chosen", "rejected"), _alpaca, optional=("prompt",)))
 

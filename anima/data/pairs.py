@@ -45,6 +45,11 @@ class PairDataset:
         """Where the pair comes from, as `file:line`."""
         return self._sequences.source(2 * index)
 
+    @property
+    def files(self) -> npt.NDArray[np.int32]:
+        """The number of the data file of each pair, int32 of shape (len,)."""
+        return self._sequences.files[::2]
+
     def select(self, indices: Sequence[int] | IndexArray) -> "PairDataset":
         """The pairs of these numbers, in this order; nothing is copied."""
         chosen = np.asarray(indices, dtype=np.int64)

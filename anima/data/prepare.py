@@ -5,44 +5,38 @@ Every rank calls `prepare`; one builds, the others wait and map the result; erro
 
 import hashlib
 import json
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Generic
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from anima.config.schema import DataConfig
 from anima.data.cache import build_once
 from anima.data.dataset import SequenceWriter, TokenizedDataset
-from anima.data.encode import IGNORE_INDEX, TokenSequence
 from anima.data.kinds import CONVERSATIONS, Dataset, RecordKind
-from anima.data.limits import EncodedRow, RowEncoder
+from anima.data.mixture import mix
 from anima.data.order import shuffled
-from anima.data.pair_formats import Unusable
-from anima.data.records import Conversation
 from anima.data.report import CacheEntry, PreparationReport, SetReport
+from anima.data.row_batches import row_batches
+from anima.data.row_work import BAD_ROW, RowWork
 from anima.data.sources import Source, resolve
 from anima.data.templates import Template, make_template
 from anima.data.tokenizer import Tokenizer, tokenizer_fingerprint
+from anima.data.workers import encode_all
 from anima.errors import DataError
 
-logger = logging.getLogger(__name__)
-
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Part of every cache key: raise it when the same data would give other tokens."""
 
-SAME_ANSWERS = "chosen and rejected are the same"
+LENGTHS = "lengths.npy"
 
 SPLIT = 1
 """Purpose of the seeded order that holds rows out."""
-
-BATCH_ROWS = 256
-_LOG_ROWS = 100_000
 
 
 @dataclass(frozen=True)
@@ -52,6 +46,21 @@ class PreparedData(Generic[Dataset]):
     train: Dataset
     eval: Dataset | None
     report: PreparationReport
+
+
+@dataclass(frozen=True)
+class TokenizedSet(Generic[Dataset]):
+    """One set of files as it lies in the cache, whatever can be learned from it."""
+
+    sources: tuple[Source, ...]
+    dataset: Dataset
+    report: SetReport
+    cache: CacheEntry
+
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """Source, target and total tokens of every row that could be rendered, before cutting: (rows, 3)."""
+        found: npt.NDArray[np.int32] = np.load(Path(self.cache.path) / LENGTHS, allow_pickle=False)
+        return found
 
 
 def prepare(
@@ -75,7 +84,8 @@ def prepare_records(
         kind: What a row is.
         config: What is read, how it is rendered, the limits, the cache folder.
         tokenizer: The model's tokenizer.
-        seed: Decides which rows are held out by --eval_size; it does not touch the cache.
+        seed: Decides which rows are held out by --eval_size and which a fractional weight chooses; it does not touch
+            the cache.
         template: The template to render with; None: the one that the config names.
 
     Raises:
@@ -84,34 +94,52 @@ def prepare_records(
     """
     if template is None:
         template = make_template(config.chat_template, tokenizer, mask_answers=config.train_on == "assistant")
-    train_sources = resolve(config.train_files, "train_files")
-    eval_sources = resolve(config.eval_files, "eval_files")
-    identity = {**_identity(config, tokenizer, template), "records": kind.name}
-    train_hashes = [source.content_hash() for source in train_sources]
-    eval_hashes = [source.content_hash() for source in eval_sources]
-    _check_apart(train_sources, train_hashes, eval_sources, eval_hashes)
-    builder = _Builder(kind, config, tokenizer, template)
-    whole, train_report, train_cache = builder.build(train_sources, _key(identity, train_hashes))
-    eval_report = eval_cache = None
+    whole, held_out_set = tokenise(kind, config, tokenizer, template)
+    check_usable(whole)
     held_out: Dataset | None
-    if eval_sources:
-        train = whole
-        held_out, eval_report, eval_cache = builder.build(eval_sources, _key(identity, eval_hashes))
+    if held_out_set is not None:
+        check_usable(held_out_set)
+        train, held_out = whole.dataset, held_out_set.dataset
     else:
-        train, held_out = split(whole, config.eval_size, seed)
+        train, held_out = split(whole.dataset, config.eval_size, seed)
+    train, mixture = mix(train, whole.sources, seed)  # after the split, so that no copy of a row is held out
     sets = {"train": train} if held_out is None else {"train": train, "eval": held_out}
     report = PreparationReport(
         template=template.name,
-        train=train_report,
-        train_cache=train_cache,
+        train=whole.report,
+        train_cache=whole.cache,
         train_rows=len(train),
-        eval=eval_report,
-        eval_cache=eval_cache,
+        eval=None if held_out_set is None else held_out_set.report,
+        eval_cache=None if held_out_set is None else held_out_set.cache,
         eval_rows=len(held_out) if held_out is not None else 0,
         unit=kind.name,
         notes=tuple(f"{name}: {note}" for name, part in sets.items() for note in kind.notes(part)),
+        mixture=mixture,
     )
     return PreparedData(train, held_out, report)
+
+
+def tokenise(
+    kind: RecordKind[Dataset], config: DataConfig, tokenizer: Tokenizer, template: Template
+) -> tuple[TokenizedSet[Dataset], TokenizedSet[Dataset] | None]:
+    """The training files and the held-out files in tokens, whether or not anything can be learned from them.
+
+    Raises:
+        DataError: As for `prepare_records`, but for sets from which nothing is left.
+        ModelError: The tokenizer lacks something that the options need.
+    """
+    train_sources = resolve(config.train_files, "train_files", streaming=config.hub_streaming)
+    eval_sources = resolve(config.eval_files, "eval_files", weights=False, streaming=config.hub_streaming)
+    cache_dir = Path(config.data_cache_dir).expanduser()
+    identity = {**_identity(config, tokenizer, template), "records": kind.name}
+    train_hashes = [source.content_hash(cache_dir) for source in train_sources]
+    eval_hashes = [source.content_hash(cache_dir) for source in eval_sources]
+    _check_apart(train_sources, train_hashes, eval_sources, eval_hashes)
+    builder = _Builder(kind, config, tokenizer, template)
+    whole = builder.build(train_sources, _key(identity, train_hashes))
+    if not eval_sources:
+        return whole, None
+    return whole, builder.build(eval_sources, _key(identity, eval_hashes))
 
 
 def split(dataset: Dataset, size: float, seed: int) -> tuple[Dataset, Dataset | None]:
@@ -150,6 +178,7 @@ def _identity(config: DataConfig, tokenizer: Tokenizer, template: Template) -> d
         "limits": [config.sequence_limit, config.source_max_len, config.target_max_len],
         "truncation": config.truncation,
         "train_on": config.train_on,
+        "bad_rows": config.bad_rows,
     }
 
 
@@ -171,17 +200,42 @@ def _check_apart(
             )
 
 
+def check_usable(found: TokenizedSet[Dataset]) -> None:
+    """Refuse a set from which nothing right can be learned.
+
+    Raises:
+        DataError: No row is left, nothing carries loss, or answers do not end in a supervised stop token.
+    """
+    report, names = found.report, ", ".join(found.report.files)
+    if report.kept == 0 or report.supervised_tokens == 0:
+        reasons = "; ".join(f"{reason}: {tally}" for reason, tally in report.dropped.items())
+        bad = sum(tally.rows for reason, tally in report.dropped.items() if reason.startswith(BAD_ROW))
+        longer = "raise --max_seq_length, --source_max_len, --target_max_len, or use --truncation trim_prompt"
+        raise DataError(
+            "no row is left to use" if report.kept == 0 else "nothing in the data carries loss",
+            where=names,
+            got=f"{report.rows} rows; dropped: {reasons or 'none'}",
+            fix="mend the rows, or name their layout with --dataset_format" if 2 * bad > report.rows else longer,
+        )
+    if report.stopped_answers < report.answers:
+        raise DataError(
+            "answers without a supervised stop token: the model would not learn to end",
+            where=names,
+            got=f"{report.answers - report.stopped_answers} of {report.answers} answers",
+            fix="use another --chat_template",
+        )
+
+
 class _Builder(Generic[Dataset]):
     """Tokenised sets from sources, through the cache."""
 
     def __init__(self, kind: RecordKind[Dataset], config: DataConfig, tokenizer: Tokenizer, template: Template) -> None:
         self._kind = kind
         self._config = config
-        self._template = template
-        self._encoder = RowEncoder(tokenizer, config, last_answer_only=kind.last_answer_only)
+        self._work = RowWork(kind, config, tokenizer, template)
         self._cache_dir = Path(config.data_cache_dir).expanduser()
 
-    def build(self, sources: Sequence[Source], key: str) -> tuple[Dataset, SetReport, CacheEntry]:
+    def build(self, sources: tuple[Source, ...], key: str) -> TokenizedSet[Dataset]:
         folder = self._cache_dir / key[:32]
         names = [source.name for source in sources]
         built = build_once(folder, partial(self._fill, sources=sources))
@@ -192,87 +246,20 @@ class _Builder(Generic[Dataset]):
             raise DataError(
                 "the cached data is damaged", where=folder, got=str(error).splitlines()[0], fix=f"rm -r {folder}"
             ) from None
-        return dataset, report, CacheEntry(key, str(folder), reused=not built)
+        return TokenizedSet(sources, dataset, report, CacheEntry(key, str(folder), reused=not built))
 
     def _fill(self, folder: Path, sources: Sequence[Source]) -> None:
-        """Write the tokens and the report of all sources into an empty folder."""
+        """Write the tokens, the lengths and the report of all sources into an empty folder."""
         report = SetReport()
+        lengths = [np.zeros((0, 3), np.int32)]
         writer = SequenceWriter(folder / "tokens.arrow")
         try:
-            for number, source in enumerate(sources):
-                rows = self._rows(source, number, report)
-                while batch := list(islice(rows, BATCH_ROWS)):
-                    writer.write(self._encode(batch, number, report))
+            batches = row_batches(self._config, self._kind.detect, sources, report)
+            for encoded in encode_all(self._work, batches, self._config.data_workers):
+                writer.write(encoded.kept)
+                lengths.append(encoded.lengths)
+                report.merge(encoded.report)
         finally:
             writer.close()
-        self._check(report, sources)
+        np.save(folder / LENGTHS, np.concatenate(lengths), allow_pickle=False)
         (folder / "report.json").write_text(json.dumps(report.to_json(), ensure_ascii=False), "utf-8")
-
-    def _rows(self, source: Source, file: int, report: SetReport) -> Iterator[tuple[tuple[Conversation, ...], str]]:
-        """The rows of a source as conversations to render, with their places, counted."""
-        before = report.rows
-        chosen = self._config.dataset_format
-        layout = "" if chosen == "auto" else str(chosen)
-        for row in source.rows():
-            where = source.name + row.place
-            layout = layout or self._kind.detect(row.values, where)
-            found = self._kind.read(row.values, layout, where)
-            report.rows += 1
-            report.formats[layout] = report.formats.get(layout, 0) + 1
-            if report.rows % _LOG_ROWS == 0:
-                logger.info("%s rows read", f"{report.rows:,}")
-            if isinstance(found, Unusable):
-                report.drop(found.reason, file, row.place)
-            else:
-                yield found, row.place
-        if report.rows == before:
-            raise DataError("the file holds no rows", where=source.name, fix="leave it out, or write it again")
-
-    def _encode(
-        self, batch: Sequence[tuple[tuple[Conversation, ...], str]], file: int, report: SetReport
-    ) -> list[tuple[TokenSequence, int, str]]:
-        """The sequences of a batch that are kept; all are counted."""
-        rows = [[self._template.segments(conversation) for conversation in found] for found, _ in batch]
-        encoded = self._encoder.encode(rows, [found[0].source for found, _ in batch])
-        kept = []
-        for row, (_, place) in zip(encoded, batch, strict=True):
-            if not row.sequences:
-                report.drop(str(row.dropped), file, place)
-            elif len(row.sequences) > 1 and len({side.input_ids.tobytes() for side in row.sequences}) == 1:
-                report.drop(SAME_ANSWERS, file, place)
-            else:
-                _count(report, row)
-                if row.trimmed:
-                    report.trimmed.add(file, place)
-                kept += [(sequence, file, place) for sequence in row.sequences]
-        return kept
-
-    def _check(self, report: SetReport, sources: Sequence[Source]) -> None:
-        """Refuse a set from which nothing right can be learned."""
-        names = [source.name for source in sources]
-        reasons = "; ".join(f"{reason}: {tally.named(names)}" for reason, tally in report.dropped.items())
-        if report.kept == 0 or report.supervised_tokens == 0:
-            raise DataError(
-                "no row is left to use" if report.kept == 0 else "nothing in the data carries loss",
-                where=", ".join(names),
-                got=f"{report.rows} rows; dropped: {reasons or 'none'}",
-                fix="raise --max_seq_length, --source_max_len, --target_max_len, or use --truncation trim_prompt",
-            )
-        if report.stopped_answers < report.answers:
-            raise DataError(
-                "answers without a supervised stop token: the model would not learn to end",
-                where=", ".join(names),
-                got=f"{report.answers - report.stopped_answers} of {report.answers} answers",
-                fix="use another --chat_template",
-            )
-
-
-def _count(report: SetReport, row: EncodedRow) -> None:
-    report.kept += 1
-    for sequence in row.sequences:
-        report.tokens += len(sequence)
-        # The first token of a sequence is predicted from nothing, so its label never counts.
-        report.supervised_tokens += int(np.count_nonzero(sequence.labels[1:] != IGNORE_INDEX))
-        report.longest = max(report.longest, len(sequence))
-    report.answers += row.num_answers
-    report.stopped_answers += row.num_stopped

@@ -9,17 +9,24 @@ from typing import Literal
 
 from anima.errors import DataError
 
-Role = Literal["system", "user", "assistant"]
-ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+Role = Literal["system", "user", "assistant", "tool"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `context` is the `input` of an Alpaca row, which only the Alpaca template sets apart."""
+    """One turn. `context` is the `input` of an Alpaca row, which only the Alpaca template sets apart.
+
+    An answer that calls tools holds them in `tool_calls` (a JSON list) and may have no content; a tool's result has the
+    role tool, and perhaps the tool's name and the call's id.
+    """
 
     role: Role
     content: str
     context: str = ""
+    tool_calls: str = ""
+    tool_name: str = ""
+    tool_call_id: str = ""
 
     @property
     def text(self) -> str:
@@ -41,8 +48,8 @@ class Problem:
 def find_problem(messages: Sequence[Message]) -> Problem | None:
     """The first breach of the rules, or None.
 
-    A system message only first; user and assistant in turn; the last is the assistant; every answer holds more than
-    white space; every text is valid Unicode.
+    A system message only first; user and assistant in turn, between them perhaps calls of tools with their results;
+    the last is the assistant; every answer holds more than white space or a call; every text is valid Unicode.
     """
     turns = messages[1:] if messages and messages[0].role == "system" else messages
     skipped = len(messages) - len(turns)
@@ -50,20 +57,29 @@ def find_problem(messages: Sequence[Message]) -> Problem | None:
         got = f"{len(messages)} messages"
         return Problem(0, "role", "the conversation has no turns", got, "a question and an answer")
     for i, message in enumerate(turns):
-        expected = "assistant" if i % 2 else "user"
-        if message.role != expected:
-            allowed = "system only first, then user and assistant in turn"
-            return Problem(skipped + i, "role", f"the turn of the {expected} is missing", message.role, allowed)
+        expected = _next_roles(turns[i - 1] if i else None)
+        if message.role not in expected:
+            allowed = "system only first, then user and assistant in turn; results of tools after their calls"
+            return Problem(skipped + i, "role", f"the turn of the {expected[0]} is missing", message.role, allowed)
     for i, message in enumerate(messages):
-        if message.role == "assistant" and not message.content.strip():
+        if message.role == "assistant" and not message.content.strip() and not message.tool_calls:
             return Problem(i, "content", "the answer is empty", repr(message.content), "an answer with some text")
-        if not _encodable(message.content) or not _encodable(message.context):
+        if not all(map(_encodable, (message.content, message.context, message.tool_calls))):
             got = ascii(message.text)[:60]
             return Problem(i, "content", "the text holds half a character", got, "valid Unicode")
     if turns[-1].role != "assistant":
         last = len(messages) - 1
         return Problem(last, "role", "the conversation ends without an answer", turns[-1].role, "assistant as the last")
     return None
+
+
+def _next_roles(before: Message | None) -> tuple[Role, ...]:
+    """Who may speak after a message; the usual one first."""
+    if before is None:
+        return ("user",)
+    if before.role == "assistant":
+        return ("tool",) if before.tool_calls else ("user",)
+    return ("assistant", "tool") if before.role == "tool" else ("assistant",)
 
 
 def _encodable(text: str) -> bool:
@@ -77,7 +93,7 @@ def _encodable(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Checked messages and where they come from (`file:line`).
+    """Checked messages, where they come from (`file:line`), and the tools the model may call (a JSON list, or "").
 
     Raises:
         DataError: The messages break a rule of `find_problem`.
@@ -85,6 +101,7 @@ class Conversation:
 
     messages: tuple[Message, ...]
     source: str
+    tools: str = ""
 
     def __post_init__(self) -> None:
         problem = find_problem(self.messages)
@@ -102,7 +119,7 @@ class Conversation:
 class PreferencePair:
     """A prompt, which ends in a user's turn, with the answer that was preferred and the one that was not.
 
-    The two may be the same; whether such a pair is used is the caller's business.
+    The two may be the same; whether such a pair is used is the caller's business. `tools` are those of a Conversation.
 
     Raises:
         DataError: The prompt with one of the answers is no conversation.
@@ -112,6 +129,7 @@ class PreferencePair:
     chosen: str
     rejected: str
     source: str
+    tools: str = ""
 
     def __post_init__(self) -> None:
         for name in ("chosen", "rejected"):
@@ -129,7 +147,7 @@ class PreferencePair:
     def conversations(self) -> tuple[Conversation, Conversation]:
         """The prompt with the chosen answer, and with the rejected one."""
         chosen, rejected = (
-            Conversation((*self.prompt, Message("assistant", answer)), self.source)
+            Conversation((*self.prompt, Message("assistant", answer)), self.source, self.tools)
             for answer in (self.chosen, self.rejected)
         )
         return chosen, rejected

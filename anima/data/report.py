@@ -23,6 +23,11 @@ class Tally:
         if len(self.first) < FIRST_PLACES:
             self.first.append(f"{file}{place}")
 
+    def merge(self, later: "Tally") -> None:
+        """Add what was counted in later rows."""
+        self.rows += later.rows
+        self.first += later.first[: FIRST_PLACES - len(self.first)]
+
     def named(self, names: Sequence[str]) -> "Tally":
         """The same with the names of the files."""
         parts = [place.partition(":") for place in self.first]
@@ -60,6 +65,21 @@ class SetReport:
     def drop(self, reason: str, file: int, place: str) -> None:
         """Count a row that is left out."""
         self.dropped.setdefault(reason, Tally()).add(file, place)
+
+    def merge(self, later: "SetReport") -> None:
+        """Add what was counted in later rows."""
+        self.rows += later.rows
+        self.kept += later.kept
+        for reason, tally in later.dropped.items():
+            self.dropped.setdefault(reason, Tally()).merge(tally)
+        self.trimmed.merge(later.trimmed)
+        for name, rows in later.formats.items():
+            self.formats[name] = self.formats.get(name, 0) + rows
+        self.tokens += later.tokens
+        self.supervised_tokens += later.supervised_tokens
+        self.longest = max(self.longest, later.longest)
+        self.answers += later.answers
+        self.stopped_answers += later.stopped_answers
 
     def to_json(self) -> dict[str, Any]:
         """For the cache, which may be used by the same files under other names."""
@@ -112,6 +132,8 @@ class PreparationReport:
     """What is counted, in the plural."""
     notes: tuple[str, ...] = ()
     """What a person should know before training."""
+    mixture: tuple[str, ...] = ()
+    """What the weights of the training files mean, a line a file; empty where each row occurs once an epoch."""
 
     def lines(self) -> list[str]:
         """For people, without colours."""
@@ -124,4 +146,5 @@ class PreparationReport:
             if found is not None and cache is not None:
                 lines += [f"{name}: {line}" for line in (f"files {', '.join(found.files)}", *found.lines())]
                 lines.append(f"{name}: {'reused' if cache.reused else 'built'} {cache.path}")
+        lines += [f"train: mixture, {line}" for line in self.mixture]
         return [*lines, *self.notes, f"{self.unit} to train on {self.train_rows:,}, held out {self.eval_rows:,}"]

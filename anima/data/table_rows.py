@@ -6,25 +6,31 @@ The only reader of parquet; knows no meaning of a column.
 import csv
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
-from anima.data.text_files import RawRow, text_lines
+from anima.data.text_files import OnBad, RawRow, refuse, text_lines
 from anima.errors import DataError
 
 PARQUET_ROWS = 256
 
 
-def read_delimited(path: Path, name: str, delimiter: str) -> Iterator[RawRow]:
+def read_delimited(path: Path, name: str, delimiter: str, on_bad: OnBad = refuse) -> Iterator[RawRow]:
     """Rows of a table with a header line; quoted cells may hold line breaks. A row's line is the one it starts on.
 
+    Where the header does not hold the separator but semicolons or tabs, these separate the cells (Excel in half of the
+    world writes .csv so); a first line `sep=;`, as Excel reads it, is obeyed.
+
     Raises:
-        DataError: Not UTF-8, a name twice in the header, a row with more or fewer cells, a quote that is not closed.
+        DataError: Not UTF-8, a name twice in the header, a quote that is not closed; what `on_bad` raises for a row
+            with more or fewer cells.
     """
     csv.field_size_limit(sys.maxsize)  # the library's 128 KiB for a cell is less than a long document
-    reader = csv.reader((line for _, line in text_lines(path, name)), delimiter=delimiter, strict=True)
+    lines, skipped, delimiter = _separator((line for _, line in text_lines(path, name)), delimiter)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
-        start = reader.line_num + 1
+        start = reader.line_num + 1 + skipped
         try:
             cells = next(reader, None)
         except csv.Error as error:
@@ -39,13 +45,26 @@ def read_delimited(path: Path, name: str, delimiter: str) -> Iterator[RawRow]:
             header = _checked_header(cells, f"{name}:{start}")
             continue
         if len(cells) != len(header):
-            raise DataError(
+            ragged = DataError(
                 f"the row has {len(cells)} cells, the header {len(header)}",
                 where=f"{name}:{start}",
                 got=repr(cells)[:80],
                 fix="quote cells that hold the separator",
             )
+            on_bad(ragged, f":{start}")
+            continue
         yield RawRow(dict(zip(header, cells, strict=True)), f":{start}")
+
+
+def _separator(lines: Iterator[str], delimiter: str) -> tuple[Iterator[str], int, str]:
+    """The lines of the table, how many stand before it, and what separates its cells."""
+    first = next(lines, "")
+    mark = first.strip()
+    if len(mark) == 5 and mark.lower().startswith("sep="):
+        return lines, 1, mark[4]
+    if delimiter not in first:
+        delimiter = next((other for other in (";", "\t") if other in first), delimiter)
+    return chain([first], lines), 0, delimiter
 
 
 def _checked_header(cells: list[str], where: str) -> list[str]:
@@ -55,8 +74,8 @@ def _checked_header(cells: list[str], where: str) -> list[str]:
     return cells
 
 
-def read_parquet(path: Path, name: str) -> Iterator[RawRow]:
-    """Rows of a parquet file, counted from 1.
+def read_parquet(path: Path, name: str, on_bad: OnBad = refuse) -> Iterator[RawRow]:
+    """Rows of a parquet file, counted from 1; all have the same columns, so `on_bad` is never called.
 
     Raises:
         DataError: Not a whole parquet file.

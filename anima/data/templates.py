@@ -27,8 +27,8 @@ def make_template(name: ChatTemplate, tokenizer: Tokenizer, *, mask_answers: boo
     """
     if name == "auto":
         name = "model" if tokenizer.chat_template else "alpaca"
-    if name == "model":
-        return ModelTemplate(tokenizer, mask_answers=mask_answers)
+    if name in ("model", "model_thinking"):
+        return ModelTemplate(tokenizer, mask_answers=mask_answers, thinking=name == "model_thinking")
     return TextTemplate(name, tokenizer)
 
 

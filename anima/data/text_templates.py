@@ -108,6 +108,13 @@ class TextTemplate:
         Raises:
             DataError: The template holds one exchange only and the conversation has more.
         """
+        if conversation.tools:
+            raise DataError(
+                f"the {self.name} template knows no tools",
+                where=conversation.source,
+                got=conversation.tools[:60],
+                fix="use --chat_template model with a model whose template writes tools, or take `tools` out",
+            )
         return self._render(conversation.messages, conversation.source)
 
     def prompt_segments(self, messages: Sequence[Message]) -> list[Segment]:
@@ -123,6 +130,13 @@ class TextTemplate:
         return [*space, Segment(content, trainable=True, literal=True), Segment(self._eos, trainable=True)]
 
     def _render(self, messages: Sequence[Message], source: str) -> list[Segment]:
+        if any(message.role == "tool" or message.tool_calls for message in messages):
+            raise DataError(
+                f"the {self.name} template knows no tools",
+                where=source,
+                got=", ".join(m.role for m in messages),
+                fix="use --chat_template model with a model whose template writes tools, or leave these rows out",
+            )
         system = messages[0].content if messages[0].role == "system" else None
         turns = messages if system is None else messages[1:]
         if self._style.one_exchange and (system is not None or len(turns) > 2):

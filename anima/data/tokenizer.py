@@ -37,7 +37,13 @@ class Tokenizer(Protocol):
     ) -> Mapping[str, Any]: ...
 
     def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+        self,
+        conversation: list[dict[str, Any]],
+        *,
+        tools: list[Any] | None,
+        tokenize: bool,
+        add_generation_prompt: bool,
+        enable_thinking: bool,
     ) -> object: ...
 
     def convert_tokens_to_ids(self, tokens: str) -> object: ...

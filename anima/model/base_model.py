@@ -3,6 +3,7 @@
 No `prepare_model_for_kbit_training`: nothing is up-cast, norms and head stay in the compute format.
 """
 
+from pathlib import Path
 from typing import Any, cast
 
 import bitsandbytes as bnb
@@ -15,7 +16,7 @@ from anima.errors import ModelError
 from anima.model.attention import IMPLEMENTATION
 from anima.model.compute import Compute
 from anima.model.kernels import install_kernels
-from anima.model.nf4 import fingerprint, nf4_layers, nf4_settings
+from anima.model.nf4 import BLOCK_SIZE, fingerprint, nf4_layers, nf4_settings
 from anima.model.tokenizer import check_model_source, model_location
 
 __all__ = ["fingerprint", "load_base", "load_settings", "nf4_layers", "skeleton"]
@@ -24,8 +25,8 @@ UNSUPPORTED_SETTINGS = ("final_logit_softcapping", "attn_logit_softcapping", "lo
 """Config entries of models whose attention or head computes something that our kernels do not."""
 
 
-def load_base(config: ModelConfig, compute: Compute) -> PreTrainedModel:
-    """The base model, frozen, in eval mode, on `compute.device`.
+def load_base(config: ModelConfig, compute: Compute, *, folder: Path | None = None) -> PreTrainedModel:
+    """The base model, frozen, in eval mode, on `compute.device`; read from `folder` where a copy of it lies there.
 
     transformers reads safetensors through memory maps and quantises tensor by tensor, so that host memory
     stays near one shard.
@@ -37,7 +38,9 @@ def load_base(config: ModelConfig, compute: Compute) -> PreTrainedModel:
     if config.random_weights:
         model = _random_base(settings, config.quantization == "nf4", compute)
     else:
-        model = _pretrained_base(config, settings, compute)
+        model = _pretrained_base(config, settings, compute, folder)
+    if compute.device.type == "cpu":
+        _check_cpu_kernel(config, model)
     install_kernels(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -107,13 +110,15 @@ def _check_stored_form(config: ModelConfig, stored: dict[str, Any] | None) -> No
         )
 
 
-def _pretrained_base(config: ModelConfig, settings: PretrainedConfig, compute: Compute) -> PreTrainedModel:
+def _pretrained_base(
+    config: ModelConfig, settings: PretrainedConfig, compute: Compute, folder: Path | None
+) -> PreTrainedModel:
     on_the_fly = config.quantization == "nf4" and stored_quantization(settings) is None
     # Left out, not None: None would hide the quantisation that a stored NF4 model names (transformers 5.23).
     asked: Any = {"quantization_config": nf4_settings(compute.dtype)} if on_the_fly else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            model_location(config.model_name_or_path),
+            model_location(config.model_name_or_path) if folder is None else str(folder),
             dtype=compute.dtype,
             device_map={"": str(compute.device)},
             attn_implementation=IMPLEMENTATION,
@@ -128,7 +133,22 @@ def _pretrained_base(config: ModelConfig, settings: PretrainedConfig, compute: C
             got=str(error).strip().splitlines()[0],
             allowed="a causal language model in safetensors",
         ) from error
+    if folder is not None:  # what is saved must name the base, not a copy that goes with the job
+        model.name_or_path = model.config._name_or_path = model_location(config.model_name_or_path)
     return cast(PreTrainedModel, model)
+
+
+def _check_cpu_kernel(config: ModelConfig, model: PreTrainedModel) -> None:
+    """bitsandbytes' own CPU layers (0.50.2) use wrong scales where a row is no whole number of blocks."""
+    for name, layer in nf4_layers(model).items():
+        if layer.in_features % BLOCK_SIZE:
+            raise ModelError(
+                "bitsandbytes computes this NF4 layer wrongly on a CPU (its scales slip from row to row)",
+                where=f"--model_name_or_path {config.model_name_or_path}: {name}",
+                got=f"{layer.in_features} inputs",
+                allowed=f"a multiple of {BLOCK_SIZE} on a CPU; any even number on a GPU",
+                fix="--quantization none for a rehearsal on this machine, or a GPU",
+            )
 
 
 def skeleton(settings: PretrainedConfig) -> PreTrainedModel:

@@ -12,6 +12,8 @@ from anima.errors import ConfigError
 
 BF16_COMPUTE_CAPABILITY = (8, 0)
 """First CUDA compute capability with bf16 units (Ampere)."""
+FP8_COMPUTE_CAPABILITY = (8, 9)
+"""First one with fp8 units (Ada); Hopper and Blackwell have them too."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,15 @@ class Compute:
     device: torch.device
     dtype: torch.dtype
     reason: str
+    fp8: bool = False
+    """Products with the frozen base run in e4m3; all else in `dtype`."""
+
+    @property
+    def label(self) -> str:
+        """The number format in a word."""
+        if self.fp8:
+            return "fp8"
+        return "bf16" if self.is_bf16 else "fp32"
 
     @property
     def name(self) -> str:
@@ -45,7 +56,7 @@ def choose_compute(device: str, compute_dtype: str, local_rank: int) -> Compute:
 
     Args:
         device: auto, cuda or cpu.
-        compute_dtype: auto, bf16 or fp32.
+        compute_dtype: auto, bf16, fp32 or fp8.
         local_rank: Index of this process on its machine; it is also its GPU.
 
     Raises:
@@ -85,6 +96,16 @@ def _choose_cuda(compute_dtype: str, index: int) -> Compute:
             allowed="auto or fp32 on this GPU",
             fix="--compute_dtype fp32",
         )
+    if compute_dtype == "fp8":
+        if torch.cuda.get_device_capability(index) < FP8_COMPUTE_CAPABILITY:
+            raise ConfigError(
+                f"{name} has no fp8 units",
+                where="--compute_dtype",
+                got="fp8",
+                allowed="auto, bf16 or fp32 on this GPU; fp8 on Ada, Hopper and Blackwell",
+                fix="--compute_dtype auto",
+            )
+        return Compute(target, torch.bfloat16, f"fp8 (e4m3) products with the base, bf16 else, on {name}", fp8=True)
     if compute_dtype == "fp32" or not capable:
         return Compute(target, torch.float32, f"fp32 on {name}")
     return Compute(target, torch.bfloat16, f"bf16 on {name}")
@@ -93,6 +114,9 @@ def _choose_cuda(compute_dtype: str, index: int) -> Compute:
 def _choose_cpu(compute_dtype: str) -> Compute:
     target = torch.device("cpu")
     capable = cpu_has_bf16()
+    if compute_dtype == "fp8":
+        dtype = torch.bfloat16 if capable else torch.float32
+        return Compute(target, dtype, "fp8 emulated on the CPU: a rehearsal, slower than without it", fp8=True)
     if compute_dtype == "bf16":
         note = "" if capable else "; this processor emulates it, expect it to be many times slower than fp32"
         return Compute(target, torch.bfloat16, f"bf16 on the CPU as asked{note}")

@@ -11,9 +11,6 @@ import peft
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel, get_peft_model
-from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.lora import Linear4bit as Lora4bit
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -21,7 +18,8 @@ from transformers import PreTrainedModel
 
 from anima.config.schema import LoraConfig
 from anima.errors import ModelError
-from anima.model.qlora_linear import fused_lora_linear
+from anima.model.fp8 import enable_fp8
+from anima.model.lora_layers import FusedLora4bit, FusedLora16bit, FusedLoraLayer
 
 AdaptedModel = PeftModel
 """A transformers model with LoRA layers in place, as PEFT wraps it."""
@@ -29,38 +27,6 @@ AdaptedModel = PeftModel
 REFERENCE = "reference"
 """PEFT's name of a second, frozen adapter while it stands in for the first."""
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-
-
-class _FusedLora:
-    """Forward pass of a LoRA layer through `fused_lora_linear`; PEFT keeps owning parameters, names and files.
-
-    Whatever the fused function does not know (adapters switched off, several active, merged, variants such as
-    DoRA) takes PEFT's own forward pass.
-    """
-
-    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """The layer's output, (…, out)."""
-        layer = cast(LoraLayer, self)
-        names = layer.active_adapters
-        simple = len(names) == 1 and names[0] in layer.lora_A and names[0] not in layer.lora_variant
-        if not simple or layer.disable_adapters or layer.merged or args or kwargs:
-            return cast(Tensor, super().forward(x, *args, **kwargs))  # type: ignore[misc]
-        name = names[0]
-        a_weight = cast(nn.Linear, layer.lora_A[name]).weight
-        b_weight = cast(nn.Linear, layer.lora_B[name]).weight
-        x = x.to(a_weight.dtype)
-        dropout = layer.lora_dropout[name]
-        dropped = None if isinstance(dropout, nn.Identity) or not cast(nn.Module, self).training else dropout(x)
-        base = cast(nn.Linear, layer.get_base_layer())
-        return fused_lora_linear(x, base, a_weight, b_weight, layer.scaling[name], dropped)
-
-
-class FusedLora4bit(_FusedLora, Lora4bit):  # type: ignore[misc]  # peft makes it only where bitsandbytes is
-    """LoRA on an NF4 layer."""
-
-
-class FusedLora16bit(_FusedLora, LoraLinear):
-    """LoRA on a 16- or 32-bit layer."""
 
 
 def peft_config(config: LoraConfig, targets: list[str]) -> peft.LoraConfig:
@@ -115,7 +81,21 @@ def attach_lora(
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
+            parameter.grad_dtype = torch.float32  # gradients of micro-batches add up without rounding
     return adapted
+
+
+def compute_in_fp8(model: PeftModel) -> list[str]:
+    """Let the base under every LoRA layer compute in fp8.
+
+    Returns:
+        Names of the layers that stay in bf16.
+
+    Raises:
+        ModelError: the base is not NF4, or the kernels compute something else on this GPU.
+    """
+    adapted = [module for module in model.modules() if isinstance(module, FusedLoraLayer)]
+    return enable_fp8(model, [layer.base for layer in adapted])
 
 
 def resolve_targets(model: nn.Module, names: tuple[str, ...]) -> list[str]:

@@ -3,6 +3,7 @@
 Owns the settings of the quantisation, so that a base is the same bits whether it was quantised on the fly or before.
 """
 
+import copy
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class Quantized:
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The values that training computes with, (out, in), dequantised in `dtype` itself."""
         self.state.dtype = dtype
-        return dequantize_4bit(self.packed, self.state)
+        return dequantize(self.packed, self.state)
 
     def stored(self, name: str) -> dict[str, Tensor]:
         """The tensors of a file, by name: bitsandbytes' own layout, which stock transformers loads."""
@@ -61,6 +62,24 @@ def quantize(weight: Tensor) -> Quantized:
         quant_storage=torch.uint8,
     )
     return Quantized(packed, state)
+
+
+def dequantize(packed: Tensor, state: QuantState) -> Tensor:
+    """A packed matrix as the computation sees it, (out, in) in `state.dtype`.
+
+    bitsandbytes' CPU kernel (0.50.2) begins a block of scales at every row, though blocks run on over rows: it is wrong
+    where a row is no whole number of blocks. As one long row the same kernel is right.
+    """
+    if not rows_are_whole_blocks(state) and packed.device.type == "cpu":
+        flat = copy.copy(state)
+        flat.shape = torch.Size((state.shape.numel(),))
+        return dequantize_4bit(packed, flat).view(state.shape)
+    return dequantize_4bit(packed, state)
+
+
+def rows_are_whole_blocks(state: QuantState) -> bool:
+    """Whether every row of the matrix begins a block."""
+    return bool(state.shape[-1] % state.blocksize == 0)
 
 
 def stored_parts(name: str) -> list[str]:
@@ -150,5 +169,5 @@ def fingerprint_of(weights: Iterable[Tensor]) -> str:
 def _dense(layer: nn.Linear) -> Tensor:
     weight = layer.weight.data
     if isinstance(layer, bnb.nn.Linear4bit):
-        weight = dequantize_4bit(weight, cast(bnb.nn.Params4bit, layer.weight).quant_state)
+        weight = dequantize(weight, cast(bnb.nn.Params4bit, layer.weight).quant_state)
     return weight

@@ -8,10 +8,11 @@ Saved for the backward pass: the input (one tensor for all layers that share it,
 from typing import cast
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
+from anima.model import fp8
+from anima.model.nf4 import dequantize
 from anima.model.recompute import recipe_of
 
 
@@ -40,8 +41,34 @@ def base_weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
     """The frozen weight as the computation sees it, (out, in)."""
     weight = base.weight.data
     if isinstance(base, Linear4bit):
-        weight = dequantize_4bit(weight, base.weight.quant_state)  # type: ignore[attr-defined]
+        weight = dequantize(weight, base.weight.quant_state)  # type: ignore[attr-defined]
     return weight.to(dtype)
+
+
+def frozen_linear(x: Tensor, base: nn.Linear) -> Tensor:
+    """W x + b of the frozen layer alone, in bf16 or fp8 as the layer is set up; not differentiable.
+
+    Args:
+        x: (…, in).
+        base: Frozen layer.
+
+    Returns:
+        (tokens, out), in the number format of x.
+    """
+    bias = None if base.bias is None else base.bias.data.to(x.dtype)
+    if fp8.uses_fp8(base):
+        output = fp8.product(x, base)
+        return output if bias is None else output.add_(bias)
+    return torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), base_weight(base, x.dtype), bias)
+
+
+def _wide_product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right in fp32, whatever the factors are: the gradient of a parameter, to be added to others."""
+    if left.dtype == torch.float32:
+        return left @ right
+    if left.device.type == "cuda":
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
 
 
 class _FusedLoraLinear(torch.autograd.Function):
@@ -57,10 +84,8 @@ class _FusedLoraLinear(torch.autograd.Function):
         b_OR: Tensor,
         scaling: float,
     ) -> Tensor:
-        x_TI, source_TI = x.reshape(-1, x.shape[-1]), source.reshape(-1, x.shape[-1])
-        weight_OI = base_weight(base, x.dtype)
-        bias = None if base.bias is None else base.bias.data.to(x.dtype)
-        output_TO = torch.nn.functional.linear(x_TI, weight_OI, bias)
+        source_TI = source.reshape(-1, x.shape[-1])
+        output_TO = frozen_linear(x, base)
         down_TR = source_TI @ a_RI.T
         output_TO.addmm_(down_TR, b_OR.T, alpha=scaling)
         recipe = recipe_of(source)
@@ -83,12 +108,16 @@ class _FusedLoraLinear(torch.autograd.Function):
         scaling: float = ctx.scaling  # type: ignore[attr-defined]
         up_TR = gradient_TO @ b_OR
         up_TR *= scaling
-        gradient_a = up_TR.T @ source_TI
-        gradient_b = (gradient_TO.T @ down_TR).mul_(scaling)
+        gradient_a = _wide_product(up_TR.T, source_TI)
+        gradient_b = _wide_product(gradient_TO.T, down_TR).mul_(scaling)
         wants_x, wants_source = cast(tuple[bool, ...], ctx.needs_input_grad)[:2]
         gradient_x = gradient_source = None
         if wants_x:
-            gradient_x = gradient_TO @ base_weight(ctx.base, gradient.dtype)  # type: ignore[attr-defined]
+            base: nn.Linear = ctx.base  # type: ignore[attr-defined]
+            if fp8.uses_fp8(base):
+                gradient_x = fp8.product_transposed(gradient_TO, base)
+            else:
+                gradient_x = gradient_TO @ base_weight(base, gradient.dtype)
             if ctx.shared:  # type: ignore[attr-defined]
                 gradient_x.addmm_(up_TR, a_RI)
             gradient_x = gradient_x.view(ctx.shape)  # type: ignore[attr-defined]

@@ -33,8 +33,8 @@ class WandbTracker:
     Args:
         output: Project, name, folder, and whether the adapter is uploaded.
         resolved_config: All options, flat; becomes the run's config.
-        run_id: Run to continue (see the attribute `run_id`); None starts a new one. Ignored in a sweep, where W&B
-            owns project, name and id.
+        run_id: Run to continue (see the attribute `run_id`); None starts a new one. In a sweep W&B owns project, name
+            and id, and only a trial that it hands out again is continued.
         logged_until: Steps up to this one are there already and are not sent again.
 
     Raises:
@@ -122,6 +122,7 @@ class WandbTracker:
 
 def _init(output: OutputConfig, name: str, resolved_config: Mapping[str, object], run_id: str | None) -> wandb.Run:
     in_sweep = bool(os.environ.get("WANDB_SWEEP_ID"))
+    goes_on = run_id is not None and (not in_sweep or run_id == os.environ.get("WANDB_RUN_ID"))
     project = os.environ.get("WANDB_PROJECT")
     if not in_sweep and project and project != output.wandb_project:
         warn(f"WANDB_PROJECT={project} is overruled by --wandb_project {output.wandb_project}")
@@ -129,7 +130,7 @@ def _init(output: OutputConfig, name: str, resolved_config: Mapping[str, object]
         project=None if in_sweep else output.wandb_project,
         name=None if in_sweep else name,
         id=None if in_sweep else run_id,
-        resume="allow" if run_id is not None and not in_sweep else None,
+        resume="allow" if goes_on else None,  # in a sweep too: a trial that was preempted comes back under its id
         config=json_safe(resolved_config),
         dir=output.output_dir,
         settings=_settings(output),

@@ -1,11 +1,12 @@
 """DeepSpeed ZeRO-2 behind a small face: forward, backward of a sum, step. The only user of deepspeed.
 
-ZeRO averages gradients over ranks and reduces them after every backward pass, so scaling happens here, once,
-before the backward pass. The number of micro-batches varies from step to step: we set the boundary ourselves.
+The gradients of a step's micro-batches add up on their rank in fp32 and travel once, after the last one. ZeRO averages
+them over ranks, so the scaling to a mean over the step happens here, before each backward pass.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,15 +109,24 @@ class Engine:
         )
         return hidden
 
-    def backward(self, loss_sum: Tensor, weight: Tensor, *, last: bool) -> None:
-        """Accumulate the gradient of loss_sum / weight, where both are sums over the whole step.
+    @contextmanager
+    def accumulating(self) -> Iterator[None]:
+        """All backward passes of a step happen in here; when it ends well, their gradient is reduced over the ranks."""
+        with self._engine.coalesce_grad_reduction():
+            try:
+                yield
+            except BaseException:
+                for parameter in self._engine.module.parameters():
+                    parameter.grad = None  # DeepSpeed reduces what it finds, and the other ranks would not answer
+                raise
+
+    def backward(self, loss_sum: Tensor, weight: Tensor) -> None:
+        """Add the gradient of loss_sum / weight, where both are sums over the whole step, within `accumulating`.
 
         Args:
             loss_sum: Differentiable scalar of this micro-batch.
             weight: Scalar on the device: the step's weight over all ranks and micro-batches.
-            last: True for the last micro-batch of the step on this rank.
         """
-        self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss_sum * (self.ranks.world_size / weight), scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> StepOutcome:

@@ -86,7 +86,7 @@ def ask_reference(
         )
 
         def complete(name: str, pairs: PairDataset, numbers: IndexArray) -> PairDataset:
-            cache = cache_of(config, reference, base, place.compute.dtype, pairs)
+            cache = cache_of(config, reference, base, place.compute.label, pairs)
             return pairs.with_reference(work.complete(name, pairs, numbers, cache))
 
         train = complete("train", data.train, needed)

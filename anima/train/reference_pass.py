@@ -208,7 +208,7 @@ class ReferencePass:
 
 
 def cache_of(
-    config: Config, reference: Reference, base_fingerprint: str, dtype: torch.dtype, pairs: PairDataset
+    config: Config, reference: Reference, base_fingerprint: str, compute_dtype: str, pairs: PairDataset
 ) -> ReferenceCache:
     """The cache of a set under a reference; its key covers all that the numbers depend on.
 
@@ -218,7 +218,7 @@ def cache_of(
         "code": str(CODE_VERSION),
         "base": base_fingerprint,
         "adapter": reference.adapter,
-        "compute_dtype": str(dtype),
+        "compute_dtype": compute_dtype,
         "data": pairs.fingerprint,
     }
     return ReferenceCache(Path(config.preference.reference_cache_dir), identity, len(pairs))

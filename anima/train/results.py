@@ -28,7 +28,7 @@ def write_results(run: Run, history: History, *, device: str, compute_dtype: str
         run: What ran.
         history: What the loop saw.
         device: Name of the device.
-        compute_dtype: bf16 or fp32.
+        compute_dtype: bf16, fp32 or fp8.
     """
     peaks = distributed.gather_objects(memory_peak_gib(run.engine.device))
     state = distributed.gather_objects(run.engine.optimizer_state_bytes())

@@ -27,6 +27,7 @@ FREE = frozenset(
         *("eval_benchmarks", "eval_benchmark_questions"),
         *("sample_max_new_tokens", "tracker", "wandb_project", "wandb_log_adapter", "run_name", "data_cache_dir"),
         *("resume", "allow_changed", "max_hours", "hang_timeout_minutes", "max_gpu_memory_gib", "trust_remote_code"),
+        "base_staging_dir",
     }
 )
 """Options without effect on what is learned."""

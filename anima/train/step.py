@@ -29,7 +29,7 @@ def train_step(
 ) -> StepOutcome:
     """Run one optimizer step over this rank's micro-batches.
 
-    Every rank passes the same number of micro-batches (ZeRO reduces after each backward pass).
+    Every rank passes the same number of micro-batches.
 
     Args:
         engine: DeepSpeed engine in train mode.
@@ -41,15 +41,16 @@ def train_step(
     """
     local = [float(sum(objective.weight(batch) for batch in micro_batches)), *flags]
     weight, *agreed = distributed.sum_over_ranks(torch.tensor(local, device=engine.device)).unbind()
-    for index, batch in enumerate(micro_batches):
-        poisoned = faults.fire("forward")
-        output = objective(engine, batch.to(engine.device))
-        if poisoned:
-            output = _poisoned(output)
-        engine.backward(output.loss_sum, weight, last=index == len(micro_batches) - 1)
-        faults.fire("backward")
-        for name, metric in output.metrics.items():
-            metrics.add(name, metric)
+    with engine.accumulating():
+        for batch in micro_batches:
+            poisoned = faults.fire("forward")
+            output = objective(engine, batch.to(engine.device))
+            if poisoned:
+                output = _poisoned(output)
+            engine.backward(output.loss_sum, weight)
+            faults.fire("backward")
+            for name, metric in output.metrics.items():
+                metrics.add(name, metric)
     outcome = engine.step(learning_rate)  # it has waited for the device, so reading the sums waits for nothing
     return replace(outcome, agreed=tuple(torch.stack(agreed).tolist()) if agreed else ())
 

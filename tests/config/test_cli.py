@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from anima.config.cli import LaunchOptions, parse_config, parse_flags
+from anima.config.cli import ConfigFile, LaunchOptions, parse_command, parse_config, parse_flags
 from anima.config.schema import (
     Config,
     DataConfig,
@@ -150,3 +150,32 @@ def test_no_heavy_library_is_needed() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(ConfigFile):
+    """A program's own flags."""
+
+    times: int = 1
+    """How often."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnAndTraining(Own, Config):
+    """Both."""
+
+
+def test_a_program_may_take_the_flags_of_training_and_its_own(tmp_path: Path) -> None:
+    def read(*argv: str) -> tuple[Config, Own]:
+        return parse_command(OwnAndTraining, Own, argv, prog="p", spare={"output_dir": "nowhere", "seed": "7"})
+
+    config, own = read("--model_name_or_path", "m", "--times", "3", "--train_files", "a", "b", "--seed=5")
+    assert (config.data.train_files, config.seed, config.output.output_dir, own.times) == (("a", "b"), 5, "nowhere", 3)
+    (tmp_path / "run.yaml").write_text("model_name_or_path: m\ntrain_files: a\noutput_dir: out\n")
+    config, own = read("--config", str(tmp_path / "run.yaml"))
+    assert (config.output.output_dir, config.seed, own.times) == ("out", 7, 1)
+    with pytest.raises(ConfigError, match="did you mean times"):
+        read("--timse", "3")
+    (tmp_path / "run.yaml").write_text("times: 3\n")
+    with pytest.raises(ConfigError, match="no option 'times'"):
+        read("--config", str(tmp_path / "run.yaml"))

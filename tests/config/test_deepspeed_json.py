@@ -39,9 +39,9 @@ def test_the_shipped_file_is_filled_from_the_config(bf16: bool) -> None:
     assert merge_deepspeed(CONFIG, bf16=bf16, trainable_numel=1000) == {
         "zero_optimization": {
             "stage": 2,
-            "contiguous_gradients": True,
+            "contiguous_gradients": False,
             "reduce_scatter": True,
-            "overlap_comm": True,
+            "overlap_comm": False,
             "reduce_bucket_size": 1000,
             "allgather_bucket_size": 1000,
         },
@@ -72,6 +72,7 @@ def test_the_least_file_becomes_as_safe_as_the_shipped_one(tmp_path: Path) -> No
     assert merged["zero_optimization"]["allgather_bucket_size"] == 1000
     assert merged["bf16"]["enabled"] is True
     assert merged["communication_data_type"] == "fp32"
+    assert merged["zero_optimization"]["contiguous_gradients"] is False
     assert merged["data_types"]["grad_accum_dtype"] == "fp32"
     assert merged["zero_allow_untested_optimizer"] is True
 
@@ -98,13 +99,6 @@ def test_what_the_file_owns_is_kept(tmp_path: Path) -> None:
 def test_the_same_number_in_both_places_is_no_contradiction(tmp_path: Path) -> None:
     entries = {"zero_optimization": ZERO2, "gradient_clipping": 0.7, "bf16": {"enabled": True}}
     assert merge(tmp_path, entries)["gradient_clipping"] == 0.7
-
-
-def test_overlap_is_left_out_with_gloo(tmp_path: Path) -> None:
-    path = tmp_path / "ds.json"
-    path.write_text(json.dumps({"zero_optimization": ZERO2}))
-    config = replace(CONFIG, deepspeed=str(path), backend="gloo")
-    assert merge_deepspeed(config, bf16=True, trainable_numel=2)["zero_optimization"]["overlap_comm"] is False
 
 
 @pytest.mark.parametrize(
@@ -154,7 +148,9 @@ def test_contradictions_name_both_values_and_both_places(
         ({"stage": 2, "overlap_com": True}, ["did you mean overlap_comm"]),
         ({"stage": 2, "reduce_bucket_size": 3}, ["reduce_bucket_size", "even number"]),
         ({"stage": 2, "reduce_bucket_size": "big"}, ["reduce_bucket_size", "even number"]),
-        ({"stage": 2, "contiguous_gradients": "auto"}, ["contiguous_gradients", '"auto"']),
+        ({"stage": 2, "contiguous_gradients": True}, ["contiguous_gradients", "round"]),
+        ({"stage": 2, "overlap_comm": True}, ["overlap_comm", "once a step"]),
+        ({"stage": 2, "reduce_scatter": "auto"}, ["reduce_scatter", '"auto"']),
     ],
 )
 def test_zero_is_stage_2_without_offloading(tmp_path: Path, zero: object, words: list[str]) -> None:
@@ -195,11 +191,11 @@ def test_the_default_is_found_from_any_folder_and_the_folder_comes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert merge_deepspeed(CONFIG, bf16=True, trainable_numel=1)["zero_optimization"]["contiguous_gradients"] is True
+    assert merge_deepspeed(CONFIG, bf16=True, trainable_numel=1)["zero_optimization"]["reduce_scatter"] is True
     own = tmp_path / "ds_configs" / "zero2.json"
     own.parent.mkdir()
-    own.write_text(json.dumps({"zero_optimization": {**ZERO2, "contiguous_gradients": False}}))
-    assert merge_deepspeed(CONFIG, bf16=True, trainable_numel=1)["zero_optimization"]["contiguous_gradients"] is False
+    own.write_text(json.dumps({"zero_optimization": {**ZERO2, "reduce_scatter": False}}))
+    assert merge_deepspeed(CONFIG, bf16=True, trainable_numel=1)["zero_optimization"]["reduce_scatter"] is False
 
 
 def test_deepspeed_reads_it_as_we_mean_it() -> None:
@@ -209,7 +205,7 @@ def test_deepspeed_reads_it_as_we_mean_it() -> None:
     merged = merge_deepspeed(CONFIG, bf16=True, trainable_numel=1001)
     zero = zero_config.get_zero_config(merged)
     assert int(zero.stage) == 2
-    assert zero.overlap_comm is True
+    assert zero.overlap_comm is zero.contiguous_gradients is False
     assert zero.reduce_bucket_size == zero.allgather_bucket_size == 1002
     assert zero.elastic_checkpoint is False
     assert precision.get_bfloat16_config(merged).enabled is True

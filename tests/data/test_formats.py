@@ -97,7 +97,12 @@ def test_pairs(keys: tuple[str, str]) -> None:
         ("messages", {"messages": []}, r"no turns \(messages\)"),
         ("messages", {"messages": [U, "A"]}, r"messages\[1\] is not an object"),
         ("messages", {"messages": [U, {"role": "assistant"}]}, r"no key messages\[1\].content"),
-        ("messages", {"messages": [U, {"role": "tool", "content": "x"}]}, r"messages\[1\].role is no known speaker"),
+        (
+            "messages",
+            {"messages": [U, {"role": "tool", "content": "x"}]},
+            r"turn of the assistant is missing \(messages\[1\].role\)",
+        ),
+        ("messages", {"messages": [U, {"role": "bot", "content": "x"}]}, r"messages\[1\].role is no known speaker"),
         ("messages", {"messages": [U, {"role": "assistant", "content": [{"type": "text"}]}]}, r"content is not text"),
         ("messages", {"messages": [U, A, U]}, r"ends without an answer \(messages\[2\].role\)"),
         ("sharegpt", {"conversations": [{"from": "gpt", "value": "A"}]}, r"missing \(conversations\[0\].from\)"),

@@ -3,13 +3,16 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 
+from anima.config.schema import DataConfig
 from anima.data import hub
 from anima.data.hub import hub_fingerprint, is_hub_name, read_hub
+from anima.data.prepare import prepare
 from anima.errors import DataError
 
 SUFFIXES = (".json", ".jsonl")
@@ -29,6 +32,8 @@ def _forget() -> Iterator[None]:
         ("imdb", True),
         ("owner/name:config[validation]", True),
         ("owner/name[test]", True),
+        ("owner/name:config[train:1000]", True),
+        ("owner/name[train:0]", False),
         ("owner/data.jsonl", False),
         ("data.JSON", False),
         ("./name", False),
@@ -58,6 +63,59 @@ def test_rows_of_a_split(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub_fingerprint("owner/name:small[test]")
     list(read_hub("other"))
     assert asked == [("owner/name", "small", "test"), ("other", None, "train")]
+
+
+def test_streaming_reads_row_by_row_and_knows_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def load(path: str, config: str | None, *, split: str, streaming: bool) -> datasets.IterableDataset:
+        asked.append((path, config, split, streaming))
+
+        def rows() -> Iterator[dict[str, object]]:
+            for number in range(10**9):  # larger than any memory
+                yield {"prompt": f"P{number}", "completion": "C"}
+
+        return datasets.IterableDataset.from_generator(rows)
+
+    class Builder:
+        hash = "0123abcd"
+
+        class config:
+            name = "default"
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda path, config: Builder())
+    rows = read_hub("owner/large", streaming=True)
+    assert [next(rows).values["prompt"] for _ in range(3)] == ["P0", "P1", "P2"]
+    assert len(list(read_hub("owner/large[train:5]", streaming=True))) == 5
+    assert asked == [("owner/large", None, "train", True)] * 2
+    names = ("owner/large", "owner/large[train:5]", "owner/large[train:6]", "owner/large[test]")
+    assert len({hub_fingerprint(name, streaming=True) for name in names}) == 4
+    assert "0123abcd" in hub_fingerprint("owner/large", streaming=True)
+
+
+def test_a_streamed_set_becomes_tokens(monkeypatch: pytest.MonkeyPatch, byte_tokenizer: Any, tmp_path: Path) -> None:
+    def rows() -> Iterator[dict[str, object]]:
+        yield from ({"prompt": f"P{number}", "completion": "C"} for number in range(700))
+
+    streamed = datasets.IterableDataset.from_generator(rows)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: streamed)
+    monkeypatch.setattr(hub, "_streamed_revision", lambda name: "revision")
+    config = DataConfig(train_files=("owner/large",), data_cache_dir=str(tmp_path), hub_streaming=True)
+    data = prepare(config, byte_tokenizer(), seed=1)
+    assert len(data.train) == 700
+    assert data.train.source(699) == "owner/large: row 700"
+
+
+def test_a_connection_that_breaks_names_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows() -> Iterator[dict[str, object]]:
+        yield {"prompt": "P", "completion": "C"}
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows())
+    with pytest.raises(DataError, match="cannot be reached any more") as caught:
+        list(read_hub("owner/name", streaming=True))
+    assert caught.value.where == "owner/name: after row 1"
 
 
 def test_no_network_names_the_way_out() -> None:

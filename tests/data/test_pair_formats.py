@@ -130,3 +130,18 @@ def test_wrong_rows_are_one_error(row: dict[str, Any], what: str) -> None:
     with pytest.raises(DataError, match=what) as caught:
         to_pair(row, detect_pair_format(row, "rows.jsonl:7"), "rows.jsonl:7")
     assert caught.value.where == "rows.jsonl:7"
+
+
+def test_tools_are_offered_on_both_sides_and_an_answer_that_calls_one_is_refused() -> None:
+    calls = [{"function": {"name": "add", "arguments": {}}}]
+    row = {"prompt": "Q", "chosen": "A", "rejected": "B", "tools": [{"type": "function"}]}
+    pair = to_pair(row, "preference", "f:1")
+    assert isinstance(pair, PreferencePair)
+    assert [side.tools for side in pair.conversations()] == ['[{"type": "function"}]'] * 2
+    calling = {"role": "assistant", "content": "I add", "tool_calls": calls}
+    with pytest.raises(DataError, match="chosen calls a tool"):
+        to_pair({**row, "chosen": calling}, "preference", "f:1")
+    question = {"role": "user", "content": "Q"}
+    whole = {"chosen": [question, {"role": "assistant", "content": "A"}], "rejected": [question, calling]}
+    with pytest.raises(DataError, match="rejected calls a tool"):
+        to_pair(whole, "hh_rlhf", "f:1")

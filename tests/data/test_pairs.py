@@ -14,7 +14,8 @@ from anima.data.kinds import PAIRS
 from anima.data.loader import EvalLoader, StepLoader
 from anima.data.pair_formats import PARTED
 from anima.data.pairs import PairDataset
-from anima.data.prepare import SAME_ANSWERS, PreparedData, prepare_records
+from anima.data.prepare import PreparedData, prepare_records
+from anima.data.row_work import SAME_ANSWERS
 from anima.errors import DataError
 
 ROWS = [{"prompt": f"question {i}", "chosen": "c" * (3 + i % 5), "rejected": "r" * (1 + i % 7)} for i in range(23)]

@@ -13,7 +13,9 @@ import pytest
 
 from anima.config.schema import DataConfig
 from anima.data import prepare as module
+from anima.data import row_work
 from anima.data.encode import IGNORE_INDEX
+from anima.data.kinds import CONVERSATIONS
 from anima.data.prepare import PreparedData, prepare
 from anima.data.segments import Segment
 from anima.data.templates import make_template
@@ -103,6 +105,27 @@ def test_all_tokens_carry_loss_when_asked(run: Any, write_rows: Any) -> None:
     assert data.report.train.supervised_tokens == data.report.train.tokens - 20
 
 
+def test_texts_without_turns(run: Any, write_rows: Any, byte_tokenizer: Any) -> None:
+    file = write_rows([{"text": "Once upon a time."}, {"text": "### A heading"}])
+    data = run(file, chat_template="plain", tokenizer=byte_tokenizer(adds_bos=True))
+    assert _texts(data.train, byte_tokenizer()) == ["<s>Once upon a time.</s>", "<s>### A heading</s>"]
+    assert data.train[0].labels.tolist() == [IGNORE_INDEX, *data.train[0].input_ids[1:].tolist()]
+    for policy in ("error", "drop"):  # a mistake in the options, not in the rows
+        with pytest.raises(DataError, match="no place in a chat template") as caught:
+            run(file, bad_rows=policy)
+        assert "--chat_template plain" in str(caught.value.fix)
+
+
+def test_lengths_of_all_rows_are_kept_beside_the_tokens(byte_tokenizer: Any, tmp_path: Path, write_rows: Any) -> None:
+    file = write_rows([{"prompt": "ab", "completion": "x" * n} for n in (1, 50, 3)])
+    config = DataConfig(
+        train_files=(file,), data_cache_dir=str(tmp_path), chat_template="plain", max_seq_length=20, data_workers=1
+    )
+    whole = module.tokenise(CONVERSATIONS, config, byte_tokenizer(), make_template("plain", byte_tokenizer()))[0]
+    assert whole.lengths().tolist() == [[2, 2, 4], [2, 51, 53], [2, 4, 6]]
+    assert len(whole.dataset) == 2
+
+
 # The split ---------------------------------------------------------------------------------------------------------
 
 
@@ -158,7 +181,7 @@ def test_held_out_files(run: Any, write_rows: Any) -> None:
 
 def test_the_cache_is_found_again_under_other_names(run: Any, write_rows: Any, monkeypatch: Any) -> None:
     first = run(write_rows([*PAIRS, {"prompt": "x" * 2000, "completion": "y"}]))
-    monkeypatch.setattr(module.RowEncoder, "encode", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(row_work.RowEncoder, "encode", lambda *_: pytest.fail("read again"))
     moved = write_rows([*PAIRS, {"prompt": "x" * 2000, "completion": "y"}], "moved.jsonl")
     again = run(moved)
     assert (first.report.train_cache.reused, again.report.train_cache.reused) == (False, True)
@@ -190,11 +213,12 @@ def test_everything_that_decides_tokens_is_in_the_key(
             ((file,), None, {"train_on": "all"}),
             ((file,), None, {"chat_template": "vicuna", "train_on": "all"}),
             ((file,), None, {"dataset_format": "prompt_completion"}),
+            ((file,), None, {"bad_rows": "drop"}),
         ]
     ]
     monkeypatch.setattr(module, "CODE_VERSION", module.CODE_VERSION + 1)
     keys.append(run(file).report.train_cache.key)
-    assert len(set(keys)) == len(keys) == 15
+    assert len(set(keys)) == len(keys) == 16
 
 
 def test_an_error_is_not_cached(run: Any, write_rows: Any, tmp_path: Path) -> None:
@@ -321,7 +345,6 @@ def test_real_data(run: Any, shared_data_dir: Path, smol_tokenizer: Any) -> None
     [
         ("belle_zh_seed_tasks.jsonl", "fits no known format"),
         ("dpo_en_demo.json", "ends without an answer"),
-        ("chinese_vicuna_chat_sample.jsonl", "input is not text"),
     ],
 )
 def test_real_data_of_other_layouts_is_refused(name: str, what: str, run: Any, shared_data_dir: Path) -> None:

@@ -1,5 +1,6 @@
 """What names resolve to, and what is said when they do not."""
 
+import gzip
 import os
 from pathlib import Path
 
@@ -29,6 +30,15 @@ def test_files_folders_and_globs(folder: Path) -> None:
     assert _names("data") == ["data/a.json", "data/b.jsonl", "data/c.CSV"]
     assert _names("data/*.json*", "data/c.CSV") == ["data/a.json", "data/b.jsonl", "data/c.CSV"]
     assert _names("**/b.jsonl") == ["data/b.jsonl"]
+
+
+def test_packed_files_are_files_of_their_kind(folder: Path) -> None:
+    (folder / "d.jsonl.GZ").write_bytes(gzip.compress(b'{"a": 1}\n'))
+    (folder / "e.gz").write_bytes(b"")
+    assert _names("data")[-1] == "data/d.jsonl.GZ"
+    assert [row.values for row in resolve(["data/d.jsonl.GZ"], "t")[0].rows()] == [{"a": 1}]
+    with pytest.raises(DataError, match=r"the kind '.gz' cannot be read"):
+        resolve(["data/e.gz"], "train_files")
 
 
 def test_a_home_folder_is_understood(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,8 +87,8 @@ def build(model: str, lora_r: int, compute: Any) -> Engine:
         "bf16": {"enabled": True},
         "zero_optimization": {
             "stage": 2,
-            "overlap_comm": True,
-            "contiguous_gradients": True,
+            "overlap_comm": False,
+            "contiguous_gradients": False,
             "reduce_bucket_size": 50_000_000,
             "allgather_bucket_size": 50_000_000,
         },

@@ -56,7 +56,7 @@ def gradient(model_dir: str, dtype: str, budget: int, packing: bool, optimizer: 
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "zero_optimization": {"stage": 2, "contiguous_gradients": True, "reduce_bucket_size": 10_000},
+        "zero_optimization": {"stage": 2, "contiguous_gradients": False, "reduce_bucket_size": 10_000},
         "zero_allow_untested_optimizer": True,
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
@@ -92,21 +92,11 @@ BF16_LAYOUTS = [(1, 200, True), (1, 200, False), (2, 80, True)]
 
 
 @pytest.mark.parametrize(
-    ("dtype", "layouts", "tolerance", "vector_tolerance"),
-    [
-        ("float32", FP32_LAYOUTS, 1e-6, 1e-6),
-        # autograd rounds each micro-batch's gradient to the parameter's format before it is added up in fp32:
-        # 2^-9 at most, 1.1e-3 in the mean, on either side of the comparison. Its norm and the loss agree to 1e-3.
-        ("bfloat16", BF16_LAYOUTS, 1e-3, 3e-3),
-    ],
+    ("dtype", "layouts", "tolerance"),
+    [("float32", FP32_LAYOUTS, 1e-6), ("bfloat16", BF16_LAYOUTS, 1e-3)],
 )
 def test_the_gradient_does_not_depend_on_ranks_micro_batches_or_packing(
-    run_ranks: RunRanks,
-    tiny_llama_dir: Path,
-    dtype: str,
-    layouts: list[tuple[int, int, bool]],
-    tolerance: float,
-    vector_tolerance: float,
+    run_ranks: RunRanks, tiny_llama_dir: Path, dtype: str, layouts: list[tuple[int, int, bool]], tolerance: float
 ) -> None:
     results = {
         layout: run_ranks(gradient, layout[0], str(tiny_llama_dir), dtype, layout[1], layout[2])[0]
@@ -118,7 +108,7 @@ def test_the_gradient_does_not_depend_on_ranks_micro_batches_or_packing(
     assert reference["gradient"].norm() > 0
     for layout, result in results.items():
         difference = (result["gradient"] - reference["gradient"]).norm() / reference["gradient"].norm()
-        assert difference < vector_tolerance, (layout, difference)
+        assert difference < tolerance, (layout, difference)
         assert result["loss"] == pytest.approx(reference["loss"], rel=tolerance)
         assert result["norm"] == pytest.approx(float(reference["gradient"].norm()), rel=tolerance)
 

@@ -74,7 +74,7 @@ def gradient(model_dir: str, budget: int, packing: bool) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
-        "zero_optimization": {"stage": 2, "contiguous_gradients": True, "reduce_bucket_size": 10_000},
+        "zero_optimization": {"stage": 2, "contiguous_gradients": False, "reduce_bucket_size": 10_000},
         "zero_allow_untested_optimizer": True,
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},

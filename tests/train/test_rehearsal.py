@@ -30,7 +30,7 @@ def train_twice(model_dir: str) -> list[dict[str, Any]]:
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "zero_optimization": {"stage": 2, "reduce_bucket_size": 10_000},
+        "zero_optimization": {"stage": 2, "contiguous_gradients": False, "reduce_bucket_size": 10_000},
         "zero_allow_untested_optimizer": True,
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},

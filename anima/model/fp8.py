@@ -1,0 +1,227 @@
+"""Products with the frozen base in fp8 (e4m3): the memory of 4 bits at the speed of 8.
+
+A weight goes from its NF4 nibbles to e4m3 when it is needed and is never kept; one scale a matrix. Activations and
+incoming gradients get one scale a row. Nothing saturates: each scale is the largest magnitude over 448 (Micikevicius et
+al. 2022, e4m3). LoRA, norms, attention and loss stay in bf16.
+"""
+
+import weakref
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from bitsandbytes.functional import dequantize_blockwise
+from bitsandbytes.nn import Linear4bit
+from torch import Tensor, nn
+
+from anima.errors import ModelError
+from anima.model.nf4 import dequantize
+
+E4M3_MAX = 448.0
+MULTIPLE = 16
+"""Both sides of a matrix must be multiples of this for the fp8 product."""
+LARGEST_WEIGHT_ERROR = 0.05
+"""Relative error of a matrix in e4m3 from which it stays in bf16; rounding alone gives about 0.026."""
+_ATTRIBUTE = "anima_fp8"
+
+
+@dataclass(frozen=True)
+class WeightScales:
+    """Scales of one frozen matrix: value = e4m3 x scale."""
+
+    inverse: Tensor
+    """1 / scale, fp32 scalar."""
+    rows: Tensor
+    """The scale for every output, (1, out)."""
+    columns: Tensor
+    """The scale for every input, (1, in)."""
+
+
+def uses_fp8(base: nn.Module) -> bool:
+    """Whether products with this frozen layer run in fp8."""
+    return hasattr(base, _ATTRIBUTE)
+
+
+def enable_fp8(model: nn.Module, layers: list[nn.Linear]) -> list[str]:
+    """Let the given frozen layers compute in fp8.
+
+    Args:
+        model: Where the layers are, for their names.
+        layers: Frozen NF4 layers.
+
+    Returns:
+        Names of those that stay in bf16: sides that fp8 products cannot have, or weights that e4m3 cannot hold.
+
+    Raises:
+        ModelError: a layer is not NF4, or the kernels compute something else on this GPU.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    left = []
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, Linear4bit):
+            raise ModelError(
+                "fp8 products are made from an NF4 base",
+                where=names[id(layer)],
+                got="16 bits",
+                fix="--quantization nf4",
+            )
+        if layer.in_features % MULTIPLE or layer.out_features % MULTIPLE:
+            left.append(names[id(layer)])
+            continue
+        scales = _scales(layer)
+        if index == 0:
+            _check_kernels(layer, scales)
+        if _weight_error(layer, scales) > LARGEST_WEIGHT_ERROR:
+            left.append(names[id(layer)])
+            continue
+        setattr(layer, _ATTRIBUTE, scales)
+    return left
+
+
+def product(x: Tensor, base: nn.Linear) -> Tensor:
+    """x W^T over fp8, without the bias.
+
+    Args:
+        x: (…, in).
+        base: A layer that `enable_fp8` set up.
+
+    Returns:
+        (tokens, out) in x's number format.
+    """
+    rows, row_scales = _rows_once(x)
+    scales: WeightScales = getattr(base, _ATTRIBUTE)
+    weight = weight_in_fp8(base, scales, transposed=False)
+    return _scaled_product(rows, weight, row_scales, scales.rows, x.dtype)
+
+
+def product_transposed(gradient_TO: Tensor, base: nn.Linear) -> Tensor:
+    """gradient W over fp8: (tokens, out) to (tokens, in)."""
+    rows, row_scales = quantize_rows(gradient_TO)
+    scales: WeightScales = getattr(base, _ATTRIBUTE)
+    weight = weight_in_fp8(base, scales, transposed=True)
+    return _scaled_product(rows, weight, row_scales, scales.columns, gradient_TO.dtype)
+
+
+def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows, columns) as e4m3, and the scale of every row, fp32 (rows, 1)."""
+    values = values.contiguous()
+    if values.is_cuda:
+        from anima.model import fp8_kernels
+
+        return fp8_kernels.quantize_rows(values)
+    return rows_by_torch(values)
+
+
+def rows_by_torch(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The reference of the kernel."""
+    wide = values.float()
+    scales = wide.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / E4M3_MAX
+    return (wide / scales).to(torch.float8_e4m3fn), scales
+
+
+def weight_in_fp8(base: nn.Linear, scales: WeightScales, *, transposed: bool) -> Tensor:
+    """The frozen matrix as e4m3, (out, in), or (in, out) if transposed; both row-major."""
+    if base.weight.is_cuda:
+        return _unpack(base, scales, transposed)
+    return weight_by_torch(base, scales, transposed=transposed)
+
+
+def weight_by_torch(base: nn.Linear, scales: WeightScales, *, transposed: bool) -> Tensor:
+    """The reference of the kernel."""
+    state = cast(Any, base.weight).quant_state
+    weight = (dequantize(base.weight.data, state).float() * scales.inverse).to(torch.float8_e4m3fn)
+    return weight.T.contiguous() if transposed else weight
+
+
+def unpack_arguments(base: nn.Linear) -> dict[str, Any]:
+    """The parts of bitsandbytes' NF4 state that the kernel reads."""
+    state = cast(Any, base.weight).quant_state
+    nested = (state.state2.code, state.state2.absmax, state.offset) if state.nested else None
+    return {
+        "packed": base.weight.data.view(-1),
+        "absmax": state.absmax,
+        "nested": nested,
+        "codes": state.code,
+        "shape": tuple(state.shape),
+        "blocksize": state.blocksize,
+        "groupsize": state.state2.blocksize if state.nested else 1,
+    }
+
+
+def _unpack(base: nn.Linear, scales: WeightScales, transposed: bool) -> Tensor:
+    from anima.model import fp8_kernels
+
+    return fp8_kernels.unpack(**unpack_arguments(base), inverse_scale=scales.inverse, transposed=transposed)
+
+
+def _scaled_product(
+    left: Tensor, right: Tensor, left_scales: Tensor, right_scales: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """left right^T with one scale for every row of either, (M, K) and (N, K) to (M, N)."""
+    output: Tensor = torch._scaled_mm(
+        left, right.t(), scale_a=left_scales, scale_b=right_scales, out_dtype=torch.bfloat16, use_fast_accum=True
+    )
+    return output.to(dtype)
+
+
+class _LastRows:
+    """The last input that was quantised: q, k and v read the same one, and so do gate and up."""
+
+    source: weakref.ref[Tensor] | None = None
+    version = -1
+    rows: tuple[Tensor, Tensor] | None = None
+
+
+_last = _LastRows()
+
+
+def _rows_once(x: Tensor) -> tuple[Tensor, Tensor]:
+    known = _last.source() if _last.source is not None else None
+    if known is not x or _last.version != x._version or _last.rows is None:
+        _last.rows = quantize_rows(x.reshape(-1, x.shape[-1]))
+        _last.source, _last.version = weakref.ref(x), x._version
+    return _last.rows
+
+
+def _scales(base: Linear4bit) -> WeightScales:
+    state = cast(Any, base.weight).quant_state
+    absmax = state.absmax
+    if state.nested:
+        absmax = dequantize_blockwise(absmax, state.state2).float() + state.offset
+    scale = (absmax.float().max() / E4M3_MAX).clamp_min(1e-12)
+    out_features, in_features = state.shape
+    return WeightScales(
+        inverse=(1 / scale).reshape(()),
+        rows=scale.expand(1, out_features).contiguous(),
+        columns=scale.expand(1, in_features).contiguous(),
+    )
+
+
+def _weight_error(base: nn.Linear, scales: WeightScales) -> float:
+    """Relative error that e4m3 adds to a matrix, as the norm of the difference over the norm."""
+    state = cast(Any, base.weight).quant_state
+    exact = dequantize(base.weight.data, state).float()
+    rounded = weight_in_fp8(base, scales, transposed=False).float() / scales.inverse
+    return float((rounded - exact).norm() / exact.norm().clamp_min(1e-12))
+
+
+def _check_kernels(base: nn.Linear, scales: WeightScales) -> None:
+    """The kernels against their reference on a real matrix of this run: a silent error would cost the whole run."""
+    if not base.weight.is_cuda:
+        return
+    rows = torch.randn(64, base.in_features, device=base.weight.device, dtype=torch.bfloat16)
+    pairs = [(quantize_rows(rows)[0], rows_by_torch(rows)[0])]
+    pairs += [
+        (weight_in_fp8(base, scales, transposed=flip), weight_by_torch(base, scales, transposed=flip))
+        for flip in (False, True)
+    ]
+    for got, expected in pairs:
+        wide = expected.float()
+        error = float((got.float() - wide).norm() / wide.norm())
+        if not error < 1e-2:
+            raise ModelError(
+                "the fp8 kernels do not compute what they should on this GPU",
+                got=f"relative error {error:.3g}",
+                allowed="below 0.01",
+                fix="--compute_dtype bf16, and report the GPU with the versions of torch and triton",
+            )

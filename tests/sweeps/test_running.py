@@ -1,0 +1,177 @@
+"""launch/sweep.py run: whole sweeps, stops and crashes, with a program of milliseconds in place of a training.
+
+A sweep of real trainings is in test_wandb_sweep.py.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from workspace import environment, make_workspace
+
+TRAIN = '''
+"""Stands for a launcher with a training: writes what a run leaves, as fast as it can."""
+import json, os, signal, sys, time
+from pathlib import Path
+
+flags = dict(word[2:].split("=", 1) for word in sys.argv[1:] if word.startswith("--") and "=" in word)
+notes, out = Path(os.environ["ANIMA_EXIT_DIR"]), Path(flags["output_dir"])
+(notes / "rank-0").write_text("running\\n")
+out.mkdir(parents=True, exist_ok=True)
+
+def stop(number, frame):
+    time.sleep(0.5)
+    (out / "saved").touch()
+    (notes / "rank-0").write_text("75\\nstopped\\n")
+    sys.exit(1)
+
+if flags["lora_r"] == "32" and not (out / "saved").exists():
+    signal.signal(signal.SIGUSR1, stop)
+    (out / "slow").touch()
+    time.sleep(60)
+if flags["lora_r"] == "13":
+    print("something broke")
+    sys.exit(1)
+loss = abs(float(flags["learning_rate"]) - 3e-4) * 1000
+rows = [{"step": step, "eval/loss": loss + 1 - step} for step in (0, 1)]
+(out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
+(out / "flags.json").write_text(json.dumps({**flags, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "")}))
+(notes / "rank-0").write_text("0\\n")
+'''
+LAUNCH = """
+import subprocess, sys
+sys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))  # as launchers are: SIGUSR1 would end it
+"""
+SWEEP = """\
+program: launch/train.py
+method: grid
+metric: {{name: eval/loss}}
+parameters:
+  learning_rate: {{values: [0.0001, 0.0003, 0.001]}}
+  lora_r: {{values: {ranks}}}
+command: [{python}, launch_fast.py, train_fast.py, "${{program}}", --config, {config}, --tracker, wandb, "${{args}}"]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = make_workspace(tmp_path / "workspace")
+    (made / "train_fast.py").write_text(TRAIN)
+    (made / "launch_fast.py").write_text(LAUNCH)
+    return made
+
+
+def write(folder: Path, ranks: list[int], **changes: str) -> None:
+    text = SWEEP.format(ranks=ranks, python=sys.executable, config="launch/configs/quickstart_sft.yaml")
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    (folder / "sweep.yaml").write_text(text)
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "launch/sweep.py", "run", "sweep.yaml", *words]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment(folder / "home"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(folder: Path, *words: str) -> tuple[int, str]:
+    process = start(folder, *words)
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "runs/sweeps/sweep/trials.jsonl").read_text().splitlines()]
+
+
+def test_a_grid_runs_to_its_end_and_the_best_is_on_top(folder: Path) -> None:
+    write(folder, [8, 16])
+    code, output = run(folder, "--at_once", "2", "--", "--max_steps", "3")
+    assert code == 0, output
+    assert "the grid has 6 trials" in output
+    table = output.split("state\n")[1].splitlines()
+    assert table[0].split()[1:4] == ["0", "0.0003", "8"]  # |3e-4 - 3e-4| * 1000, the last value of the metric
+    assert [row.split()[2] for row in table[:6]] == ["0.0003", "0.0003", "0.0001", "0.0001", "0.001", "0.001"]
+    sweep = folder / "runs" / "sweeps" / "sweep"
+    picture = (sweep / "sweep.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 10_000
+    flags = json.loads((sweep / "trial-003" / "flags.json").read_text())
+    assert flags["tracker"] == "jsonl"  # no account
+    assert flags["max_steps"] == "3"
+    assert flags["resume"] == "auto"
+    assert flags["output_dir"].endswith("trial-003")
+    again, output = run(folder)
+    assert again == 0
+    assert "begins" not in output  # nothing is left to do
+
+
+def test_a_stopped_sweep_saves_and_the_same_command_goes_on(folder: Path) -> None:
+    write(folder, [32])
+    process = start(folder, "--trials", "2")
+    slow = folder / "runs/sweeps/sweep/trial-001/slow"
+    deadline = time.monotonic() + 60
+    while not slow.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert "SIGTERM: running trials save and stop" in output
+    assert "the same command goes on" in output
+    assert [(event["number"], event["state"]) for event in events(folder)] == [(1, "running"), (1, "stopped")]
+    assert events(folder)[-1]["status"] == 75  # it had time to save, and to say so
+    (folder / "runs/sweeps/sweep/trial-002").mkdir()
+    (folder / "runs/sweeps/sweep/trial-002" / "saved").touch()
+    code, output = run(folder, "--trials", "2")
+    assert code == 0, output
+    assert "trial-001 finished" in output
+    assert "trial-002 finished" in output
+    assert [event["number"] for event in events(folder)] == [1, 1, 1, 1, 2, 2]
+
+
+def test_a_killed_sweep_takes_its_trial_again(folder: Path) -> None:
+    write(folder, [8])
+    (folder / "runs/sweeps/sweep").mkdir(parents=True)
+    trial = {"number": 1, "parameters": {"learning_rate": 0.0003, "lora_r": 8}, "state": "running", "worker": "local.0"}
+    (folder / "runs/sweeps/sweep/trials.jsonl").write_text(json.dumps(trial) + '\n{"number": 2, "para')
+    code, output = run(folder, "--trials", "2")
+    assert code == 0, output
+    assert output.count("trial-001 begins: learning_rate 0.0003") == 1
+    assert output.count("trial-002 finished") == 1
+
+
+def test_three_failures_in_a_row_end_it_with_what_was_printed(folder: Path) -> None:
+    write(folder, [13])
+    code, output = run(folder)
+    assert code == 3, output
+    assert output.count("something broke") == 3
+    assert "3 trials in a row have failed" in output
+
+
+def test_another_sweep_does_not_mix_with_the_first(folder: Path) -> None:
+    write(folder, [8])
+    assert run(folder, "--trials", "1")[0] == 0
+    write(folder, [8, 16])
+    code, output = run(folder, "--trials", "2")
+    assert code == 2
+    assert "--sweep_dir runs/sweeps/sweep-2" in output
+
+
+def test_a_mistake_is_told_before_any_trial(folder: Path) -> None:
+    write(folder, [8], lora_r="lora_rr")
+    code, output = run(folder)
+    assert code == 2
+    assert "sweep.yaml:6" in output
+    assert "did you mean lora_r?" in output
+    assert not (folder / "runs").exists()

@@ -98,27 +98,21 @@ def check(config: Config, ranks: Ranks, compute: Compute) -> None:
     from anima.model.console import quiet_libraries
 
     quiet_libraries(show_progress=ranks.is_main and sys.stderr.isatty())  # before bitsandbytes is imported
+    from anima.evaluation.mmlu import read_choices
     from anima.model.base_model import load_settings, skeleton
     from anima.model.compute import claim_device
     from anima.model.lora import check_adapter, resolve_targets
     from anima.tracking.tracker import check_tracker
     from anima.train.run_folder import check_run_folder
 
-    check_benchmarks(config)
+    for path in config.benchmarks.eval_benchmarks:
+        read_choices(path)
     check_run_folder(config.output.output_dir, config.resume)
     check_tracker(config.output, is_main=ranks.is_main)
     resolve_targets(skeleton(load_settings(config.model)), config.lora.lora_target_modules)
     if config.model.adapter_path is not None:
         check_adapter(config.lora, config.model.adapter_path)
     claim_device(compute, config.max_gpu_memory_gib)
-
-
-def check_benchmarks(config: Config) -> None:
-    """Read the files of --eval_benchmarks once."""
-    from anima.evaluation.mmlu import read_choices
-
-    for path in config.output.eval_benchmarks:
-        read_choices(path)
 
 
 def prepare_inputs(config: Config, method: Method) -> Inputs:
@@ -198,9 +192,11 @@ def benchmarking(
     """The scores of --eval_benchmarks, a collective."""
     from anima.evaluation.benchmarks import Benchmarks
 
-    if not config.output.eval_benchmarks:
+    if not config.benchmarks.eval_benchmarks:
         return None
-    return Benchmarks(config.output, ranks, inputs.tokenizer, network.causal_lm, config.batch.micro_batch_tokens).score
+    return Benchmarks(
+        config.benchmarks, ranks, inputs.tokenizer, network.causal_lm, config.batch.micro_batch_tokens
+    ).score
 
 
 def build_engine(config: Config, ranks: Ranks, compute: Compute, network: PackedModel) -> Engine:

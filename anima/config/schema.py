@@ -7,8 +7,8 @@ themselves live in `__post_init__`; whatever needs a file, a device or a library
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from anima.config.benchmarks import BenchmarkConfig
 from anima.config.checks import require as _require
-from anima.config.output import OutputConfig as OutputConfig
 from anima.config.preference import ConversationFormat, PairFormat, PreferenceConfig, check_objective
 
 DatasetFormat = Literal["auto", ConversationFormat, PairFormat]
@@ -78,8 +78,7 @@ class DataConfig:
     """How a conversation becomes text; auto is the model's own template, or alpaca if it has none. model_thinking
     is the model's own for answers that hold thoughts (<think>); model asks hybrid models for answers without."""
     max_seq_length: int | None = None
-    """Longest sequence (for dpo of each side of a pair), tokens; None: source_max_len + target_max_len if both are
-    given, else 1024."""
+    """Longest sequence (dpo: each side), tokens; None: source_max_len + target_max_len if both are given, else 1024."""
     source_max_len: int | None = None
     """Longest context before the last answer, tokens; None: only max_seq_length counts."""
     target_max_len: int | None = None
@@ -198,6 +197,41 @@ class OptimizationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """What is written, how often, and who is told."""
+
+    output_dir: str
+    """Folder of this run; it must not hold another one, unless --resume goes on with that."""
+    logging_steps: int = 1
+    """Optimizer steps between two lines of metrics."""
+    eval_steps: int = 0
+    """Optimizer steps between two evaluations; 0: before the first and after the last step only."""
+    save_steps: int = 0
+    """Optimizer steps between two checkpoints; 0: none before the end."""
+    save_total_limit: int = 3
+    """Checkpoints kept: the newest ones, and beside them the one with the lowest held-out loss."""
+    sample_prompts: tuple[str, ...] = ()
+    """Questions that the model answers at every evaluation."""
+    sample_max_new_tokens: int = 64
+    """Longest such answer, tokens."""
+    tracker: Literal["wandb", "jsonl", "none"] = "jsonl"
+    """Weights & Biases beside the local metrics.jsonl; only the latter; or neither."""
+    wandb_project: str = "anima"
+    """Project of the run on Weights & Biases."""
+    wandb_log_adapter: bool = False
+    """Upload the final adapter as an artifact."""
+    run_name: str | None = None
+    """Name of the run in trackers; None: the last part of output_dir."""
+
+    def __post_init__(self) -> None:
+        _require(self.logging_steps >= 1, "nothing would be logged", "logging_steps", self.logging_steps, ">= 1")
+        for name in ("eval_steps", "save_steps"):
+            _require(getattr(self, name) >= 0, "an interval cannot be negative", name, getattr(self, name), ">= 0")
+        _require(self.save_total_limit >= 1, "keep at least one", "save_total_limit", self.save_total_limit, ">= 1")
+        _require(self.output_dir != "", "no output folder", "output_dir", self.output_dir, "a folder")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run. `launch/train.py` fills it from defaults < `--config` YAML < command line."""
 
@@ -207,10 +241,10 @@ class Config:
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    benchmarks: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     output: OutputConfig
     objective: Literal["sft", "dpo"] = "sft"
-    """What is minimised: sft is the mean negative log-likelihood of the supervised tokens; dpo the mean loss of
-    pairs of a chosen and a rejected answer."""
+    """Minimised: sft: mean negative log-likelihood of supervised tokens; dpo: mean loss of pairs (chosen, rejected)."""
     seed: int = 42
     """Seed of the split, the order, the adapter's start values and dropout."""
     deepspeed: str = "ds_configs/zero2.json"

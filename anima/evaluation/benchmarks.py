@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from anima import distributed
-from anima.config.schema import OutputConfig
+from anima.config.benchmarks import BenchmarkConfig
 from anima.data.tokenizer import Tokenizer
 from anima.distributed import Ranks
 from anima.evaluation.mmlu import Choice, ChoiceEncoder, read_choices, spread, summarise
@@ -18,7 +18,7 @@ class Benchmarks:
     """The files of a run, read once."""
 
     def __init__(
-        self, output: OutputConfig, ranks: Ranks, tokenizer: Tokenizer, model: CausalModel, batch_tokens: int
+        self, config: BenchmarkConfig, ranks: Ranks, tokenizer: Tokenizer, model: CausalModel, batch_tokens: int
     ) -> None:
         """Read the files.
 
@@ -26,8 +26,8 @@ class Benchmarks:
             DataError: a file that cannot be used.
         """
         self._files: dict[str, list[Choice]] = {
-            Path(path).stem: spread(read_choices(path), output.eval_benchmark_questions)
-            for path in output.eval_benchmarks
+            Path(path).stem: spread(read_choices(path), config.eval_benchmark_questions)
+            for path in config.eval_benchmarks
         }
         self._ranks, self._network, self._budget = ranks, Scored(model), batch_tokens
         self._encoder = ChoiceEncoder(tokenizer, MAX_PROMPT_TOKENS)

@@ -262,12 +262,12 @@ def test_host_memory_is_a_few_matrices_and_a_shard(tiny_llama_dir: Path, tmp_pat
 
     tokenizer = load_tokenizer(ModelConfig(model_name_or_path=str(tiny_llama_dir)))
     shape = {"vocab_size": 288, "hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 4}
-    LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=24, eos_token_id=2)).to(torch.bfloat16).save_pretrained(
+    LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=16, eos_token_id=2)).to(torch.bfloat16).save_pretrained(
         tmp_path / "big", max_shard_size="3MB"
     )
     tokenizer.save_pretrained(tmp_path / "big")
     size = sum(path.stat().st_size for path in (tmp_path / "big").glob("*.safetensors")) / 2**20
-    assert size > 38
+    assert size > 25
     trained(tmp_path / "big-adapter", tmp_path / "big", 1)
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path / "big"), str(tmp_path)],
@@ -284,5 +284,5 @@ def test_host_memory_is_a_few_matrices_and_a_shard(tiny_llama_dir: Path, tmp_pat
     assert done.returncode == 0, done.stderr
     quantizing, merging_ = (float(line) for line in done.stdout.split()[-2:])
     print(f"source {size:.0f} MiB: quantising grows by {quantizing:.0f} MiB on its way, merging by {merging_:.0f} MiB")
-    assert quantizing < 0.3 * size
-    assert merging_ < 0.3 * size
+    assert quantizing < 0.45 * size
+    assert merging_ < 0.45 * size

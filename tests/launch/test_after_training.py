@@ -157,36 +157,38 @@ def test_the_harness_runs_local_tasks(launch: Any, place: Path, tiny: str) -> No
     assert "knows no such task" in done.stderr
 
 
-def test_transformers_serve_speaks_for_the_merged_model(place: Path) -> None:
-    """After the first test: an OpenAI client against `transformers serve` with the merged folder."""
+@pytest.mark.parametrize("served", ["merged", "sft/adapter"])
+def test_transformers_serve_speaks_for_a_merged_model_and_for_an_adapter(place: Path, served: str) -> None:
+    """After the first test: an OpenAI client against `transformers serve` with the folder as it is."""
     from openai import APIConnectionError, OpenAI
 
-    merged = place / "merged"
-    if not merged.is_dir():
-        pytest.skip("needs the merged folder of the first test")
+    folder = place / served
+    if not folder.is_dir():
+        pytest.skip("needs the folders of the first test")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(merged), "--port", str(port)]
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--port", str(port)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with (place / "serve.log").open("w") as log:
+    log_path = place / "serve.log"
+    with log_path.open("w") as log:
         server = subprocess.Popen(
             [*command, "--device", "cpu"], env=environment, stdout=log, stderr=log, start_new_session=True
         )
     try:
         client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=120)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while True:
             try:
                 reply = client.chat.completions.create(
-                    model=str(merged), messages=[{"role": "user", "content": "q1?"}], max_tokens=6, temperature=0
+                    model=str(folder), messages=[{"role": "user", "content": "q1?"}], max_tokens=6, temperature=0
                 )
                 break
             except APIConnectionError:
-                assert server.poll() is None, (place / "serve.log").read_text()
-                assert time.monotonic() < deadline, (place / "serve.log").read_text()
+                assert server.poll() is None, log_path.read_text()
+                assert time.monotonic() < deadline, log_path.read_text()
                 time.sleep(0.2)
-        assert reply.choices[0].message.content is not None
+        assert reply.choices[0].message.content is not None, log_path.read_text()
         assert reply.choices[0].message.role == "assistant"
     finally:
         os.killpg(server.pid, signal.SIGKILL)

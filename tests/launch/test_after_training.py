@@ -159,14 +159,13 @@ def test_the_harness_runs_local_tasks(launch: Any, place: Path, tiny: str) -> No
     assert "knows no such task" in done.stderr
 
 
-@pytest.mark.parametrize("served", ["merged", "sft/adapter"])
-def test_transformers_serve_speaks_for_a_merged_model_and_for_an_adapter(place: Path, served: str) -> None:
+def test_transformers_serve_speaks_for_the_merged_model(place: Path) -> None:
     """After the first test: an OpenAI client against `transformers serve` with the folder as it is."""
     from openai import APIConnectionError, OpenAI
 
-    folder = place / served
+    folder = place / "merged"
     if not folder.is_dir():
-        pytest.skip("needs the folders of the first test")
+        pytest.skip("needs the folder of the first test")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -193,5 +192,6 @@ def test_transformers_serve_speaks_for_a_merged_model_and_for_an_adapter(place: 
         assert reply.choices[0].message.content is not None, log_path.read_text()
         assert reply.choices[0].message.role == "assistant"
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGKILL)
         server.wait()

@@ -8,6 +8,7 @@ from anima.config.schema import DataConfig
 from anima.data.loader import EvalLoader
 from anima.data.prepare import prepare
 from anima.data.records import Message
+from anima.data.templates import make_template
 from anima.evaluation.answers import answer_questions, missing_questions
 from anima.evaluation.contestants import Contestant
 from anima.evaluation.harness import check_harness, run_harness
@@ -78,7 +79,9 @@ def measure(
 def _held_out(speakers: Speakers, name: str, wanted: Measurements) -> dict[str, float]:
     config = DataConfig(train_files=wanted.eval_files, max_seq_length=wanted.max_seq_length)
     with speakers.network(name) as (model, tokenizer):
-        data = prepare(config, tokenizer, seed=0, template=speakers.template(name)).train
+        # Of every answer of a conversation, as in training; the speaker's own template tells only the last one apart.
+        template = make_template(speakers.template(name).name, tokenizer)  # type: ignore[arg-type]  # a known name
+        data = prepare(config, tokenizer, seed=0, template=template).train
         loader = EvalLoader(
             data,
             micro_batch_tokens=max(wanted.micro_batch_tokens, wanted.max_seq_length),
@@ -142,4 +145,4 @@ def number_lines(numbers: dict[str, Numbers]) -> list[str]:
 
 
 def _short(value: float) -> str:
-    return f"{value:,.0f}" if value == int(value) and abs(value) >= 1 else f"{value:.4f}"
+    return f"{value:,.0f}" if value == int(value) else f"{value:.4f}"

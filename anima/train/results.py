@@ -48,7 +48,10 @@ def write_results(run: Run, history: History, *, device: str, compute_dtype: str
         compute_dtype=compute_dtype,
         files=sorted(p.name + "/" * p.is_dir() for p in output_dir.iterdir() if not p.name.startswith(".")),
         reference=run.reference,
-        next_commands=[f"python launch/chat.py --adapter {adapter}"],
+        next_commands=[
+            f"python launch/chat.py --adapter {adapter}",
+            f"python launch/merge.py --adapter {adapter} --output_dir {output_dir / 'merged'}",
+        ],
     )
     write_summary(output_dir / run_folder.SUMMARY, summary)
     run.tracker.summary(summary.to_json())

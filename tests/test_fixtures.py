@@ -85,9 +85,10 @@ def test_launch_kills_grandchildren_at_the_timeout(launch, tmp_path):
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_launchers_start_the_ranks(launch, tmp_path, launcher):
     script = tmp_path / "rank.py"
-    script.write_text("import os\nprint('rank', os.environ['RANK'], os.environ['WORLD_SIZE'])\n")
+    script.write_text("import os\nopen(__file__ + '.' + os.environ['RANK'], 'w').write(os.environ['WORLD_SIZE'])\n")
     done = launch([], script=str(script), launcher=launcher, nproc=2)
-    assert {line for line in done.stdout.split("\n") if line.startswith("rank")} == {"rank 0 2", "rank 1 2"}, done
+    assert done.returncode == 0, done
+    assert {path.suffix: path.read_text() for path in tmp_path.glob("rank.py.*")} == {".0": "2", ".1": "2"}, done
 
 
 def test_tiny_llama_has_one_token_a_byte_and_three_distinct_ends(tiny_llama_dir):

@@ -42,11 +42,6 @@ class Flag:
         return get_origin(self.annotation) is tuple
 
     @property
-    def may_be_none(self) -> bool:
-        """True if None is one of its values."""
-        return NoneType in get_args(self.annotation)
-
-    @property
     def allowed(self) -> str:
         """What it accepts, in words."""
         return _in_words(self.annotation)

@@ -157,15 +157,3 @@ def to_sequence(runs: Sequence[Run], *, train_on_all: bool) -> TokenSequence:
             labels[position : position + len(run.ids)] = IGNORE_INDEX
         position += len(run.ids)
     return TokenSequence(input_ids, labels)
-
-
-def preview(sequence: TokenSequence, tokenizer: Tokenizer, *, colour: bool = True) -> str:
-    """The sequence as text for a terminal: learned tokens green (or between brackets), the others dim."""
-    learned, given, end = ("\x1b[32m", "\x1b[2m", "\x1b[0m") if colour else ("⟦", "", "")
-    close = end if colour else "⟧"
-    parts = []
-    flags = (sequence.labels != IGNORE_INDEX).tolist()
-    for flag, group in groupby(zip(flags, sequence.input_ids.tolist(), strict=True), key=lambda pair: pair[0]):
-        text = tokenizer.decode([i for _, i in group])
-        parts.append(f"{learned}{text}{close}" if flag else f"{given}{text}{end}")
-    return "".join(parts)

@@ -86,14 +86,18 @@ def read_parquet(path: Path, name: str, on_bad: OnBad = refuse) -> Iterator[RawR
     number = 0
     try:
         with pq.ParquetFile(path) as file:
+            footer = file.metadata
+            promised = {footer.num_rows, sum(footer.row_group(i).num_rows for i in range(footer.num_row_groups))}
             for batch in file.iter_batches(batch_size=PARQUET_ROWS):
                 for values in batch.to_pylist():
                     number += 1
                     yield RawRow(values, f": row {number}")
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        if promised != {number}:
+            raise pa.ArrowInvalid(f"{number} rows, though it says {' and '.join(map(str, sorted(promised)))}")
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # a damaged page is an OSError to pyarrow
         raise DataError(
             "the parquet file cannot be read",
             where=name if number == 0 else f"{name}: after row {number}",
-            got=str(error).splitlines()[0],
-            fix="write it again; it may be cut off",
-        ) from None
+            got=f"{type(error).__name__}: {error}".splitlines()[0],
+            fix="write it again; it may be cut off or damaged",
+        ) from error

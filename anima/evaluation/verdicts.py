@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from anima.evaluation.answers import Answered, AnswerFile
+from anima.evaluation.answers import Answered
 from anima.evaluation.lines import LineWriter, field_of, read_lines
 from anima.evaluation.matches import Match, Winner
 from anima.evaluation.prompts import JudgePrompt, Prompts, prompt_for
@@ -57,11 +57,6 @@ class Verdict:
     prompt_tokens: int
     completion_tokens: int
     finish_reason: str
-
-
-def answers_by_name(files: Sequence[AnswerFile]) -> dict[str, dict[str, Answered]]:
-    """Answers by contestant and question id."""
-    return {file.name: file.answers for file in files}
 
 
 def plan_calls(battles: Iterable[Battle], answers: Answers, prompts: Prompts, judge: str) -> list[Call]:

@@ -162,28 +162,6 @@ def check_adapter_files(folder: Path, where: str) -> None:
         )
 
 
-def load_for_inference(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """`model` with the adapter of `folder` in place, nothing trainable.
-
-    Raises:
-        ModelError: files are missing, or the adapter's matrices do not fit the model.
-    """
-    check_adapter_files(folder, f"{folder}")
-    try:
-        adapted = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
-    except (RuntimeError, ValueError) as error:
-        raise ModelError(
-            "the adapter does not fit the model",
-            where=folder,
-            got=str(error).strip().splitlines()[0],
-            fix="use the base model that anima.json names",
-        ) from error
-    for parameter in adapted.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(model.dtype)
-    return cast(PreTrainedModel, adapted.eval().get_base_model())
-
-
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The adapter's parameters by name, in the model's order."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -1,4 +1,4 @@
-"""Tokenizers small enough to count by hand: one token a byte, and one that works like SentencePiece."""
+"""Tokenizers small enough to count by hand (one token a byte, one like SentencePiece), rows, and the whole stage."""
 
 import json
 from collections.abc import Callable
@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from anima.config.schema import DataConfig
+from anima.data.prepare import PreparedData, prepare
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 CHATML = (
@@ -80,3 +83,14 @@ def write_rows(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def run(tmp_path: Path, byte_tokenizer: Any) -> Callable[..., PreparedData[Any]]:
+    """Prepare with one token a byte; keyword arguments go to DataConfig, but for seed and tokenizer."""
+
+    def call(*files: str, seed: int = 42, tokenizer: Any = None, **options: Any) -> PreparedData[Any]:
+        config = DataConfig(**{"train_files": files, "data_cache_dir": str(tmp_path / "cache"), **options})
+        return prepare(config, tokenizer or byte_tokenizer(), seed=seed)
+
+    return call

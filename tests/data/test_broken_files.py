@@ -5,14 +5,18 @@ Each case is run with both policies for bad rows; nothing may raise anything but
 
 import gzip
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from anima.config.schema import DataConfig
 from anima.data.prepare import PreparedData, prepare
+from anima.data.table_rows import read_parquet
 from anima.errors import DataError
 
 GOOD = '{"prompt": "a", "completion": "b"}\n'
@@ -106,6 +110,25 @@ def test_rows_that_are_refused_or_counted(file: str, bad: bytes, what: str, run:
     assert (report.rows, report.kept) == (3, 2)
     (tally,) = report.dropped.values()
     assert (tally.rows, tally.first) == (1, [place])
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy", "gzip", "zstd"])
+def test_a_damaged_parquet_file_gives_rows_or_a_message(compression: str, tmp_path: Path) -> None:
+    table = pa.table({"prompt": [f"q{i} é" for i in range(300)], "completion": [f"a{i}" * 5 for i in range(300)]})
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, compression=compression)
+    whole, draw, refused = path.read_bytes(), random.Random(0), 0
+    for _ in range(60):
+        damaged = bytearray(whole[: draw.randrange(len(whole))] if draw.random() < 0.3 else whole)
+        for _ in range(2):
+            if damaged:
+                damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            assert len(list(read_parquet(path, str(path)))) == 300
+        except DataError:
+            refused += 1
+    assert refused > 10
 
 
 def _rows(data: PreparedData[Any]) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anima.data.encode import IGNORE_INDEX, Encoder, Run, TokenSequence, preview, to_sequence
+from anima.data.encode import IGNORE_INDEX, Encoder, Run, to_sequence
 from anima.data.records import Conversation, Message
 from anima.data.segments import Segment
 from anima.data.templates import make_template
@@ -128,13 +128,3 @@ def test_rows_are_encoded_alike_alone_and_together(smol_tokenizer: Any) -> None:
     template, encoder = make_template("model", smol_tokenizer), Encoder(smol_tokenizer)
     rows = [template.segments(_conversation(u, a)) for u, a in [("a", "b"), ("<|im_end|>", "c"), ("", "d\n")]]
     assert encoder.encode(rows) == [encoder.encode([row])[0] for row in rows]
-
-
-def test_preview_shows_what_is_learned(byte_tokenizer: Any) -> None:
-    tokenizer = byte_tokenizer()
-    ids = np.array(tokenizer("ab你!", add_special_tokens=False)["input_ids"], np.int32)
-    labels = ids.copy()
-    labels[:2] = labels[-1] = IGNORE_INDEX
-    sequence = TokenSequence(ids, labels)
-    assert preview(sequence, tokenizer, colour=False) == "ab⟦你⟧!"
-    assert preview(sequence, tokenizer) == "\x1b[2mab\x1b[0m\x1b[32m你\x1b[0m\x1b[2m!\x1b[0m"

@@ -65,11 +65,11 @@ def ask(pairs: Any, there: Any, reference: Any, root: Path, *, numbers: Any = No
 def separately(model_dir: str, pairs: Any, adapter: Path | None) -> np.ndarray[Any, Any]:
     """The definition: a copy of the base of its own, with that adapter, one answer at a time."""
     from anima.data.encode import IGNORE_INDEX
-    from anima.model.lora import load_for_inference
+    from anima.model.adapters import Adapters
 
     model: Any = network(model_dir).adapted.unload()
     if adapter is not None:
-        model = load_for_inference(model, adapter)
+        model = Adapters(model, {"tried": adapter}).model
     model.set_attn_implementation("sdpa")
     found = np.zeros((len(pairs), 2))
     for i in range(len(pairs)):

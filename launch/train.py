@@ -259,7 +259,7 @@ def build_run(
         tracker=opened.tracker,
         progress=progress,
         answer=answering(config, inputs, network),
-        adapter_writer=lambda: adapter_writer(config, inputs, network, setup, engine),
+        adapter_writer=lambda: adapter_writer(config, compute, inputs, network, setup, engine),
         identity=identity,
         origin=opened.origin,
         stop=stop,
@@ -273,7 +273,7 @@ def build_run(
 
 
 def adapter_writer(
-    config: Config, inputs: Inputs, network: PackedModel, setup: Setup, engine: Engine
+    config: Config, compute: Compute, inputs: Inputs, network: PackedModel, setup: Setup, engine: Engine
 ) -> Callable[[Path], None]:
     """Copy the adapter now; what is returned writes it, with all that its users need beside it."""
     from anima.inference.adapter_folder import AdapterRecord, rendering_of, writer
@@ -287,7 +287,7 @@ def adapter_writer(
         rendering=rendering_of(inputs.template),
         objective=config.objective,
         reference=setup.reference,
-        compute=f"{engine.device.type} {str(network.head_weight.dtype).removeprefix('torch.')}",
+        compute=compute.form,
     )
     return writer(network.adapted, inputs.tokenizer, record)
 

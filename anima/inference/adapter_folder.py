@@ -44,7 +44,7 @@ class AdapterRecord:
     reference: str = ""
     """For preference training: identity of the model that the policy was compared with."""
     compute: str = ""
-    """Device and number format of the training, such as `cuda bf16`: where fingerprints can be compared."""
+    """`Compute.form` of the training: where fingerprints can be compared."""
 
 
 def rendering_of(template: Template) -> str:
@@ -119,8 +119,7 @@ def check_base(record: AdapterRecord, fingerprint: str, compute: Compute, folder
     Raises:
         ModelError: see above.
     """
-    here = f"{compute.device.type} {str(compute.dtype).removeprefix('torch.')}"
-    if record.compute == here and record.base_fingerprint != fingerprint:
+    if record.compute == compute.form and record.base_fingerprint != fingerprint:
         raise ModelError(
             "the adapter was trained on another base",
             where=folder / RECORD,

@@ -34,6 +34,12 @@ class Compute:
         return "bf16" if self.is_bf16 else "fp32"
 
     @property
+    def form(self) -> str:
+        """Kind of device and format of dequantised weights, such as `cuda bfloat16`: fingerprints of one can be
+        compared."""
+        return f"{self.device.type} {str(self.dtype).removeprefix('torch.')}"
+
+    @property
     def name(self) -> str:
         """What a person calls the device."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"

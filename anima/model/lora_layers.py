@@ -27,10 +27,11 @@ class FusedLoraLayer:
         """The layer's output, (…, out)."""
         layer = cast(LoraLayer, self)
         names = layer.active_adapters
-        if layer.disable_adapters and not layer.merged and not torch.is_grad_enabled():
+        ours = not (layer.merged or args or kwargs)
+        if ours and layer.disable_adapters and not torch.is_grad_enabled():
             return frozen_linear(x, self.base).view(*x.shape[:-1], -1)  # a reference computes as the policy does
         simple = len(names) == 1 and names[0] in layer.lora_A and names[0] not in layer.lora_variant
-        if not simple or layer.disable_adapters or layer.merged or args or kwargs:
+        if not (ours and simple) or layer.disable_adapters:
             return cast(Tensor, super().forward(x, *args, **kwargs))  # type: ignore[misc]
         name = names[0]
         a_weight = cast(nn.Linear, layer.lora_A[name]).weight

@@ -38,28 +38,29 @@ class Line:
         return self.at_zero + self.slope * x
 
 
-def memory_line(points: Sequence[Point]) -> Line:
+def memory_line(points: Sequence[Point], at_zero: float = 0.0) -> Line:
     """Bytes by tokens: through the two largest passes, because small ones hide growth behind what all passes need.
 
-    Where only one size was measured, everything is taken to grow with the tokens.
+    Where only one size was measured, `at_zero` is what does not grow.
     """
-    return _line([(point.tokens, point.bytes) for point in points])
+    return _line([(point.tokens, point.bytes) for point in points], at_zero)
 
 
-def time_line(points: Sequence[Point]) -> Line:
+def time_line(points: Sequence[Point], at_zero: float = 0.0) -> Line:
     """Seconds by tokens, as `memory_line`; neither part is negative, which noise could make of short passes."""
-    line = _line([(point.tokens, point.seconds) for point in points])
+    line = _line([(point.tokens, point.seconds) for point in points], at_zero)
     tokens, seconds = max((point.tokens, point.seconds) for point in points)
     if line.at_zero < 0:
         return Line(0.0, seconds / tokens)
     return line if line.slope >= 0 else Line(seconds, 0.0)
 
 
-def _line(points: Sequence[tuple[int, float]]) -> Line:
+def _line(points: Sequence[tuple[int, float]], at_zero: float) -> Line:
     *_, (x, y) = ordered = sorted(points)
     others = [point for point in ordered if point[0] < x]
     if not others:
-        return Line(0.0, y / x)
+        constant = min(max(0.0, at_zero), y)
+        return Line(constant, (y - constant) / x)
     slope = (y - others[-1][1]) / (x - others[-1][0])
     return Line(y - slope * x, slope)
 
@@ -67,27 +68,30 @@ def _line(points: Sequence[tuple[int, float]]) -> Line:
 def next_size(points: Sequence[Point], *, small: int, most: int, room: float) -> int | None:
     """Tokens of the pass to measure next; None if there is no more to learn or no memory to learn it in.
 
-    Two small passes, then one as large as is surely possible: it shows what passes of the training take.
+    Two small passes, then one as large as is surely possible: it shows what passes of the training take. Where there
+    is no memory for the second, a smaller one.
 
     Args:
-        points: Passes so far, growing.
+        points: Passes so far.
         small: Tokens of the first.
         most: Tokens of the largest that is of use.
         room: Bytes that there are.
     """
     if not points:
         return min(small, most)
-    line = memory_line(points)
+    line, last = memory_line(points), points[-1].tokens
     if len(points) == 1:
         size = min(2 * small, most)
-        possible = line.at(size) <= room
-    else:
-        largest = min(STRETCH * small, most)
-        if line.slope > 0:
-            largest = min(largest, int(max(0.0, (SAFE * room - line.at_zero) / line.slope)))
-        size = largest // STEP_TOKENS * STEP_TOKENS
-        possible = len(points) == 2
-    return size if possible and size > points[-1].tokens else None
+        if size <= last:
+            return None
+        return size if line.at(size) <= room else small // 2
+    if len(points) > 2 or last < points[0].tokens:
+        return None
+    size = min(STRETCH * small, most)
+    if line.slope > 0:
+        size = min(size, int(max(0.0, (SAFE * room - line.at_zero) / line.slope)))
+    size = size // STEP_TOKENS * STEP_TOKENS
+    return size if size > last else None
 
 
 class Costs:
@@ -99,9 +103,11 @@ class Costs:
 
     def __init__(self, measured: Mapping[int, Sequence[Point]]) -> None:
         self._known = sorted(measured)
-        self._memory = {layers: memory_line(points) for layers, points in measured.items()}
-        self._time = {layers: time_line(points) for layers, points in measured.items()}
         self.all_layers = self._known[-1]
+        least = measured[self.all_layers]
+        memory, time = memory_line(least).at_zero, time_line(least).at_zero
+        self._memory = {layers: memory_line(points, memory) for layers, points in measured.items()}
+        self._time = {layers: time_line(points, time) for layers, points in measured.items()}
         self.fewest_layers = self._known[0]
         """Fewer could not be measured, so nothing is said about them."""
 

@@ -26,7 +26,7 @@ SAMPLED_STEPS, SAMPLED_EXAMPLES = 20, 4000
 MARGIN = 0.04
 """Share of the memory that is left free: freed blocks of one size are no room for another."""
 LESS = 0.9
-"""Share of the memory that is used after all, when the plan did not fit."""
+"""Of what a plan that did not fit was expected to take, the share that the next one may."""
 
 
 def fit(
@@ -97,6 +97,8 @@ class _Search:
         longest, most = _longest(setup), self._most()
         given = config.batch.micro_batch_tokens
         self._sizes: Sequence[int] = [given] if given else sizes(longest, most)
+        if not config.batch.packing:
+            self._sizes = [longest]
         self._measured = measure(
             engine,
             setup.objective,
@@ -143,20 +145,26 @@ class _Search:
                 left -= int(lengths[row])
         return self._setup.train.batch(chosen)
 
-    def fitted(self, share: float = 1.0) -> Fitted:
-        """Choose within this share of the memory, and put the choice into force."""
+    def fitted(self, limit: float | None = None) -> Fitted:
+        """Choose within `limit` bytes for a pass, at first all there are, and put the choice into force."""
         measured, every = self._measured, self._num_layers
+        smaller: Callable[[], Fitted] | None = None
         costs = Costs(measured.points) if every in measured.points else None
         if costs is None:
             plan = Plan(
                 self._sizes[0], "all", f"--recompute auto: {_NOTHING} {_tokens(self._sizes[0])}, all recomputed"
             )
         else:
-            limit = share * (1 - MARGIN) * measured.capacity - measured.before
-            options = choices(costs, self._loads(costs, limit), sum(int(lengths.sum()) for lengths in self._lengths()))
-            plan = _plan(best(options, limit), options, limit, costs, measured)
+            room = (1 - MARGIN) * measured.capacity - measured.before if limit is None else limit
+            options = choices(costs, self._loads(costs, room), sum(int(lengths.sum()) for lengths in self._lengths()))
+            choice = best(options, room)
+            plan = _plan(choice, options, room, costs, measured)
+            less = LESS * (measured.before + choice.bytes) - measured.before
+            if limit is None and choice != best(
+                options, float("-inf")
+            ):  # there is something smaller, and once is enough
+                smaller = lambda: self.fitted(less)  # noqa: E731
         apply_policy(self._network.causal_lm, plan.recompute)
-        smaller = (lambda: self.fitted(LESS)) if share == 1.0 and costs is not None else None
         return _cut(self._config, self._ranks, self._setup, plan, smaller)
 
     def _loads(self, costs: Costs, limit: float) -> Mapping[int, Load]:

@@ -19,6 +19,8 @@ from anima.train.engine import Engine
 
 SMALL_TOKENS = 1024
 """The smallest pass; smaller ones tell little, because all of a GPU is hardly busy."""
+FEWEST_TOKENS = 256
+"""Where a small pass does not fit, half of it is tried, down to this."""
 LONG_SECONDS = 1.0
 """A pass that takes longer is not repeated: what only the first one of its size costs does not matter then."""
 
@@ -123,17 +125,16 @@ def measure(
     small = min(max(longest, SMALL_TOKENS), most)
     points: dict[int, list[Point]] = {}
     with discarded(engine):
-        # The first pass compiles kernels and leaves gradients behind, which those of the training find as well.
-        if all(distributed.gather_objects(run_pass(engine, objective, batch(small)))):
-            for number in sorted(layers, reverse=True):  # the least memory first
-                recompute(number)
-                measured = _climb(engine, objective, batch, small, most, room, before, gauge)
-                if measured:
-                    points[number] = measured
+        for number in sorted(layers, reverse=True):  # the least memory first
+            recompute(number)
+            if not points:  # compiles kernels, and leaves gradients behind, which passes of the training find as well
+                run_pass(engine, objective, batch(min(small, FEWEST_TOKENS)))
+            points[number] = _climb(engine, objective, batch, small, most, room, before, gauge)
     batch.cache_clear()
     release(engine.device)
     everywhere = distributed.gather_objects((before + moments, gauge.allocated() + gauge.room()))
-    return Measured(points, max(taken for taken, _ in everywhere), min(most for _, most in everywhere))
+    ran = {number: measured for number, measured in points.items() if measured}
+    return Measured(ran, max(taken for taken, _ in everywhere), min(most for _, most in everywhere))
 
 
 def _climb(
@@ -151,12 +152,15 @@ def _climb(
     while (size := next_size(points, small=small, most=most, room=room)) is not None:
         micro_batch = batch(size)
         tokens = sum(micro_batch.document_lengths)
-        if points and tokens <= points[-1].tokens:  # there are no more examples
+        if tokens in [point.tokens for point in points]:  # there are no other examples
             break
         point = _point(engine, objective, micro_batch, tokens, before, gauge)
-        if point is None:
+        if point is not None:
+            points.append(point)
+        elif points or small < 2 * FEWEST_TOKENS:
             break
-        points.append(point)
+        else:
+            small //= 2
     return points
 
 

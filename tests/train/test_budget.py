@@ -26,6 +26,8 @@ def test_lines_go_through_the_two_largest_passes() -> None:
     assert memory_line(points) == Line(100, 0.1)
     assert time_line(points) == Line(1.0, 0.002)
     assert memory_line(points[:1]) == Line(0, 0.125)
+    assert memory_line(points[:1], 100) == Line(100, 0.1)
+    assert memory_line(points[:1], 700) == Line(500, 0)
     assert memory_line([Point(1000, 100, 1), Point(2000, 300, 1)]) == Line(-100, 0.2)
 
 
@@ -123,10 +125,11 @@ def test_passes_grow_while_memory_surely_suffices() -> None:
     assert go_on(1.0) == 1000  # without a pass, nothing is known
     assert go_on(1.0, most=700) == 700
     points.append(pass_of(1000, 0))  # 80,100 bytes: 2000 are taken for 160,200
-    assert go_on(160_000) is None
+    assert go_on(160_000) == 500
     assert go_on(160_200) == 2000
     assert go_on(160_200, most=1500) == 1500
     assert go_on(160_200, most=1000) is None
+    assert next_size([pass_of(1000, 0), pass_of(500, 0)], small=1000, most=9000, room=1e9) is None
     points.append(pass_of(2000, 0))
     assert go_on(400_000) == 3072  # 0.7 * 400,000 = 280,000 = 100 + 3498 * 80, in whole steps of 512
     assert go_on(1e9) == 8 * 1000 // 512 * 512
@@ -139,3 +142,9 @@ def test_passes_grow_while_memory_surely_suffices() -> None:
 def test_sizes_reach_from_the_longest_to_the_whole_step() -> None:
     assert list(sizes(700, 2000)) == [1024, 1536, 2048]
     assert list(sizes(512, 100)) == [512]
+
+
+def test_one_size_borrows_what_does_not_grow_from_passes_that_recompute_all() -> None:
+    costs = Costs({0: [pass_of(1000, 0)], 10: [pass_of(1000, 10), pass_of(2000, 10)]})
+    assert costs.bytes(500, 0) == pytest.approx(pass_of(500, 0).bytes)
+    assert costs.seconds(1, 500, 0) == pytest.approx(pass_of(500, 0).seconds)

@@ -21,7 +21,7 @@ from anima.entry import run_command
 from anima.errors import ConfigError
 from anima.sweeps.check import check_sweep, extra_flags
 from anima.sweeps.journal import Journal, Trial
-from anima.sweeps.sweep_file import Sweep, read_sweep
+from anima.sweeps.sweep_file import ONLY_WANDB, Sweep, read_sweep
 from anima.sweeps.table import measured, table_lines
 from anima.sweeps.trial import Place
 
@@ -79,8 +79,8 @@ def run(sweep: Sweep, folder: Path, extra: dict[str, str], options: argparse.Nam
         raise ConfigError("no trial at all", where="--at_once", got=options.at_once, allowed="1 or more")
     if options.seed < 0:
         raise ConfigError("a seed is a natural number", where="--seed", got=options.seed, allowed="0 or more")
-    if sweep.early_terminate:
-        print("early_terminate is W&B's: here every trial runs to its end")
+    if ignored := [key for key in ONLY_WANDB if key in sweep.lines]:
+        print(f"without effect here, only on W&B: {', '.join(ignored)}; --trials trials run, each to its end")
     local = LocalSweep(
         sweep=sweep,
         journal=Journal.open(folder, sweep),

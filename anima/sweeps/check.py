@@ -47,7 +47,7 @@ def check_sweep(sweep: Sweep, extra: Mapping[str, str]) -> list[str]:
         ConfigError: a parameter is no option, a value has the wrong type, the metric is never measured, …
     """
     flags = flag_table(Config)
-    _check_extra(sweep, extra)
+    _check_extra(sweep, extra, flags)
     if not Path(sweep.program).is_file():
         fix = "program: launch/train.py, and start it in the repository's folder"
         raise ConfigError("there is no such program", where=sweep.at("program"), got=sweep.program, fix=fix)
@@ -90,11 +90,13 @@ def combinations(sweep: Sweep) -> Iterator[dict[str, Any]]:
         yield from (first | {name: value} for value in values[1:])
 
 
-def _check_extra(sweep: Sweep, extra: Mapping[str, str]) -> None:
+def _check_extra(sweep: Sweep, extra: Mapping[str, str], flags: Mapping[str, Flag]) -> None:
     """Refuse flags that would be ignored, or that would make a trial another one than its parameters tell."""
     where = {parameter.name: parameter.where for parameter in sweep.parameters}
     for name, value in extra.items():
         got = f"-- --{name} {value}"
+        if name not in flags:
+            raise unknown_name(name, flags, where="command line", got=f"--{name}")
         if name in SET_LOCALLY:
             fix = "take it out; --sweep_dir names the folder of all trials"
             raise ConfigError(f"a local sweep sets --{name} itself", where="command line", got=got, fix=fix)
@@ -135,6 +137,7 @@ def _parse(sweep: Sweep, values: Mapping[str, Any], extra: Mapping[str, str]) ->
         config, options = parse_config(argv)
     except ConfigError as error:
         wheres = {f"--{parameter.name}": parameter.where for parameter in sweep.parameters}
+        wheres |= {f"--{name}": f"command line, behind --: --{name}" for name in extra}
         where = wheres.get(str(error.where), f"{sweep.at('command')}: {error.where}")
         trial = ", ".join(f"{name} {value}" for name, value in values.items())
         got = f"{error.got} (a trial with {trial})"

@@ -14,9 +14,11 @@ from anima.config.spelling import nearest
 from anima.errors import ConfigError
 
 METHODS = ("grid", "random", "bayes")
+ONLY_WANDB = ("early_terminate", "run_cap", "controller", "settings", "job")
+"""Keys that a local sweep does not follow."""
 KEYS = (
     *("program", "command", "method", "metric", "parameters", "name", "description", "project", "entity"),
-    *("early_terminate", "run_cap", "controller", "settings", "job"),
+    *ONLY_WANDB,
 )
 PARAMETER_KEYS = ("value", "values", "probabilities", "distribution", "min", "max", "mu", "sigma", "q")
 RANGES = ("uniform", "q_uniform", "int_uniform", "log_uniform_values", "inv_log_uniform_values", "q_log_uniform_values")
@@ -68,7 +70,6 @@ class Sweep:
     metric: str
     goal: str
     parameters: tuple[Parameter, ...]
-    early_terminate: bool = False
     lines: Mapping[str, int] = field(default_factory=dict)
 
     def at(self, key: str) -> str:
@@ -116,7 +117,6 @@ def read_sweep(path: str) -> Sweep:
         metric=metric,
         goal=goal,
         parameters=_parameters(values, root, path),
-        early_terminate="early_terminate" in values,
         lines=lines,
     )
 

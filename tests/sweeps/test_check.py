@@ -130,8 +130,12 @@ def test_candidates_cover_every_value(tmp_path: Path) -> None:
 def test_flags_beside_the_sweep_win(tmp_path: Path) -> None:
     assert extra_flags(["--max_steps", "3", "--device=cpu"]) == {"max_steps": "3", "device": "cpu"}
     check(tmp_path, GOOD, max_steps="3")
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError) as caught:
         check(tmp_path, GOOD, max_steps="many")
+    assert caught.value.where == "command line, behind --: --max_steps"
+    with pytest.raises(ConfigError, match="did you mean max_steps") as caught:
+        check(tmp_path, GOOD, max_step="3")
+    assert caught.value.where == "command line"
     for words in (["3"], ["--max_steps", "3", "--max_steps=4"]):
         with pytest.raises(ConfigError):
             extra_flags(words)

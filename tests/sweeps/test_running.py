@@ -96,9 +96,10 @@ def events(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_grid_runs_to_its_end_and_the_best_is_on_top(folder: Path) -> None:
-    write(folder, [8, 16])
+    write(folder, [8, 16], command="run_cap: 2\ncommand")
     code, output = run(folder, "--at_once", "2", "--", "--max_steps", "3")
     assert code == 0, output
+    assert "without effect here, only on W&B: run_cap" in output
     assert "the grid has 6 trials" in output
     table = output.split("state\n")[1].splitlines()
     assert table[0].split()[1:4] == ["0", "0.0003", "8"]  # |3e-4 - 3e-4| * 1000, the last value of the metric

@@ -40,7 +40,7 @@ class NearDuplicates:
             key: Number of the text, used once.
             text: As `normalised` gives it.
         """
-        pieces = {text[i : i + STRETCH].encode() for i in range(max(1, len(text) - STRETCH + 1))}
+        pieces = {text[i : i + STRETCH].encode("utf-8", "replace") for i in range(max(1, len(text) - STRETCH + 1))}
         found = MinHash(num_perm=NUM_HASHES, hashfunc=zlib.crc32)
         found.update_batch(pieces)
         candidates = [(other, found.jaccard(self._hashes[other])) for other in self._index.query(found)]

@@ -214,8 +214,9 @@ def _roles(segments: Sequence[Segment], conversation: Conversation) -> list[tupl
 
 
 def _raw(row: RawRow, source: str, layout: str, why: str) -> Sample:
-    """A row that could not be rendered, as it stands in the file."""
-    values = tuple(Piece(f"{key}: {value}\n", (), "raw", False, False) for key, value in row.values.items())
+    """A row that could not be rendered, as it stands in the file; half characters, which no output takes, as escapes."""
+    texts = (f"{key}: {value}\n".encode("utf-8", "backslashreplace").decode() for key, value in row.values.items())
+    values = tuple(Piece(text, (), "raw", False, False) for text in texts)
     return Sample(source, layout, f"left out, {why}", False, 0, 0, values)
 
 

@@ -114,3 +114,14 @@ def test_as_a_program(launch: Any, flags: Any) -> None:
     assert done.returncode == 2, done.stderr
     assert "Training would refuse this data" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_half_a_character_is_named_and_shown(flags: Any, capsys: Any, tmp_path: Path) -> None:
+    bad = [*GOOD, {"prompt": "a question of some length", "completion": "yes \ud83d no"}]
+    with pytest.raises(SystemExit):
+        data.main(["check", *flags(bad)])
+    assert "the text holds half a character" in capsys.readouterr().out
+    data.main(["show", *flags(bad), "--rows", "9", "--html", str(tmp_path / "rows.html")])
+    shown = capsys.readouterr().out
+    assert "yes \\ud83d no" in shown
+    assert shown.encode()

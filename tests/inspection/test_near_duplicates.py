@@ -63,3 +63,11 @@ def test_half_a_character_is_compared_like_any_other() -> None:
     text = "an answer \ud83d of several words"
     assert search.find_and_add(0, text) == []
     assert search.find_and_add(1, text) == [(0, 1.0)]
+
+
+def test_a_similarity_of_one_finds_only_the_same_stretches() -> None:
+    search = NearDuplicates(1.0)
+    letters = "abcdefghij" * 30
+    assert search.find_and_add(0, letters) == []
+    assert search.find_and_add(1, letters + "abcde") == [(0, 1.0)]
+    assert search.find_and_add(2, letters + "xyz") == []

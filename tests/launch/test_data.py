@@ -144,5 +144,8 @@ def test_show_without_rows_takes_the_first_ones(flags: Any, capsys: Any) -> None
 
 @pytest.mark.parametrize("verb", ["show", "stats"])
 def test_a_page_that_cannot_be_written(verb: str, flags: Any, tmp_path: Path) -> None:
+    page = tmp_path / "pages"
+    page.mkdir()
     with pytest.raises(ConfigError, match="cannot be written"):
-        data.main([verb, *flags(GOOD), "--html", str(tmp_path)])
+        data.main([verb, *flags(GOOD), "--html", str(page)])
+    assert {item.name for item in tmp_path.iterdir()} <= {"pages", "rows.jsonl", "cache"}

@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
     if options.output_dir is None:
         print("nothing was written: --output_dir FOLDER writes the first of these")
         return
-    print(f"{options.output_dir}: merged {options.into} in {options.dtype}, with tokenizer, template and model card")
+    print(f"{options.output_dir}: merged {prepared.request.into} in {options.dtype}, with tokenizer, template and model card")
     print(f"next: python launch/chat.py --model_name_or_path {options.output_dir}")
 
 

@@ -205,6 +205,28 @@ def test_a_report_without_ratings(answered: Path) -> None:
         run("report", "--arena", answered)
 
 
+def test_a_report_on_more_or_fewer_models_than_have_ratings(
+    answered: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    late = answered / "answers" / "alpha.jsonl"
+    kept = late.rename(answered / "alpha.jsonl")
+    with ScriptedJudge(STRENGTHS) as server:
+        judge = ("judge", "--arena", answered, "--judge_model", "m", "--base_url", server.base_url)
+        few = ("--schedule", "balanced", "--battles_per_pair", "2")
+        run(*judge, *few)
+        run("rate", "--arena", answered, "--num_orderings", "10", "--num_bootstrap", "10")
+        kept.rename(late)
+        run(*judge, *few)
+    run("report", "--arena", answered)
+    assert "verdicts came in after the ratings" in capsys.readouterr().err
+    page = (answered / "report.html").read_text(encoding="utf-8")
+    assert '"models": ["' in page
+    assert json.loads(page.split('"models": ')[1].split("]")[0] + "]")[-1] == "alpha"
+    (answered / "answers" / "beta.jsonl").unlink()
+    run("report", "--arena", answered)
+    assert '"beta": {}' in (answered / "report.html").read_text(encoding="utf-8")
+
+
 def test_models_answer_and_an_unfinished_file_is_finished(
     tmp_path: Path, tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

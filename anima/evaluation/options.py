@@ -4,22 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from anima.config.checks import require
 from anima.errors import ConfigError
 from anima.evaluation.questions import QuestionField
 from anima.evaluation.ratings import Method
 
 if TYPE_CHECKING:
     from anima.evaluation.judge import Endpoint
-
-
-def require(condition: bool, what: str, flag: str, got: object, allowed: str) -> None:
-    """Refuse a flag's value.
-
-    Raises:
-        ConfigError: the condition does not hold.
-    """
-    if not condition:
-        raise ConfigError(what, where=f"--{flag}", got=repr(got), allowed=allowed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,8 +50,15 @@ class SpeakerSettings:
 class Speakers:
     """One base in memory and the adapters that speak through it."""
 
-    def __init__(self, adapters: Adapters, answerers: Mapping[str, Answerer], places: Mapping[str, str]) -> None:
-        """`answerers` and where they lie by name, `BASE` among them."""
+    def __init__(
+        self,
+        adapters: Adapters,
+        answerers: Mapping[str, Answerer],
+        places: Mapping[str, str],
+        quantization: Quantization,
+    ) -> None:
+        """`answerers` and where they lie by name, `BASE` among them; `quantization` of the base under all of them."""
+        self.quantization = quantization
         self._places = dict(places)
         self._adapters = adapters
         self._answerers = dict(answerers)
@@ -151,7 +158,8 @@ def load_speakers(settings: SpeakerSettings) -> Speakers:
         hold_dense(base)
     adapters = Adapters(base, settings.adapters)
     places = {BASE: config.model_name_or_path, **{name: str(folder) for name, folder in settings.adapters.items()}}
-    return Speakers(adapters, {name: Answerer(adapters.model, *voice) for name, voice in told.items()}, places)
+    answerers = {name: Answerer(adapters.model, *voice) for name, voice in told.items()}
+    return Speakers(adapters, answerers, places, config.quantization)
 
 
 def _template_name(settings: SpeakerSettings, record: AdapterRecord) -> ChatTemplate:

@@ -205,9 +205,7 @@ def test_a_report_without_ratings(answered: Path) -> None:
         run("report", "--arena", answered)
 
 
-def test_a_report_on_more_or_fewer_models_than_have_ratings(
-    answered: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_report_on_more_or_fewer_models_than_have_ratings(answered: Path, capsys: pytest.CaptureFixture[str]) -> None:
     late = answered / "answers" / "alpha.jsonl"
     kept = late.rename(answered / "alpha.jsonl")
     with ScriptedJudge(STRENGTHS) as server:

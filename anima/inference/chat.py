@@ -12,7 +12,14 @@ from anima.config.schema import ChatTemplate, ModelConfig
 from anima.data.records import Message
 from anima.data.templates import Template, make_template
 from anima.errors import ModelError
-from anima.inference.adapter_folder import RECORD, AdapterRecord, check_base, check_template, read_record
+from anima.inference.adapter_folder import (
+    RECORD,
+    AdapterRecord,
+    check_base,
+    check_template,
+    read_adapter_record,
+    read_record,
+)
 from anima.inference.answering import Answerer
 from anima.inference.generate import GREEDY, Sampling
 from anima.model.adapters import Adapters
@@ -141,7 +148,7 @@ def load_speakers(settings: SpeakerSettings) -> Speakers:
     Raises:
         ModelError: missing files, adapters of several bases, another base or template than that of the training.
     """
-    records = {name: read_record(folder) for name, folder in settings.adapters.items()}
+    records = {name: read_adapter_record(folder) for name, folder in settings.adapters.items()}
     config = _base_config(settings, records)
     compute = choose_compute(settings.device, "auto", 0)
     told: dict[str, tuple[PreTrainedTokenizerBase, Template]] = {}

@@ -265,7 +265,7 @@ def translate(argv: Sequence[str]) -> None:
     cost = Price(options.endpoint.price_input, options.endpoint.price_output).of(*spent)
     print(f"{options.output}: {len(translated)} of {len(questions)} questions translated; this run {cost:.2f}")
     if len(translated) < len(questions):
-        warn("some translations came back empty: the same command asks for them again")
+        warn("some translations came back empty or cut off at --max_tokens: the same command asks for them again")
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
 from anima.config.checks import require
 from anima.errors import ConfigError
@@ -67,7 +68,7 @@ class EndpointOptions:
                 fix="--judge_model NAME, or export ANIMA_JUDGE_MODEL=NAME",
             )
         base_url = self.base_url or environment.get("OPENAI_BASE_URL")
-        if base_url is not None and not base_url.startswith(("http://", "https://")):
+        if base_url is not None and not _is_url(base_url):
             raise ConfigError("no URL", where="--base_url", got=base_url, allowed="http://… or https://…")
         return Endpoint(
             base_url=base_url,
@@ -81,6 +82,14 @@ class EndpointOptions:
             requests_per_minute=self.requests_per_minute,
             seed=seed,
         )
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

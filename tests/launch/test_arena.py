@@ -166,6 +166,7 @@ def test_translate_reproduces_the_published_format(tmp_path: Path, shared_data_d
         (["judge", "--arena", "x"], "--judge_model"),
         (["judge", "--arena", "x", "--judge_model", "m"], "OPENAI_API_KEY"),
         (["judge", "--arena", "x", "--judge_model", "m", "--base_url", "localhost:1"], "http://"),
+        (["judge", "--arena", "x", "--judge_model", "m", "--base_url", "http://localhost:80a/v1"], "http://"),
         (
             ["judge", "--arena", "x", "--judge_model", "m", "--base_url", "http://h/v1", "--judge_prompts", "y"],
             "no such judge",

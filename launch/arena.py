@@ -110,19 +110,19 @@ def judge(argv: Sequence[str]) -> None:
     arena, prompts = Path(options.arena).expanduser(), load_prompts(options.judge_prompts)
     price = Price(options.endpoint.price_input, options.endpoint.price_output)
     asked = EndpointJudge(endpoint)
-    while calls := due_calls(options, load_state(arena), prompts, endpoint.model, price):
+    while calls := due_calls(options, state := load_state(arena), prompts, endpoint.model, price):
         if options.dry_run:
             return
         judge_calls(
             arena,
             calls,
-            load_state(arena).answers,
+            state.answers,
             endpoint.model,
             asked.ask,
             concurrency=options.endpoint.concurrency,
             on_reply=Progress(len({call.key for call in calls}), "judged").read,
         )
-    print(account(load_state(arena).stored, price).line())
+    print(account(state.stored, price).line())
 
 
 def due_calls(options: JudgeOptions, state: State, prompts: Prompts, model: str, price: Price) -> list[Call]:

@@ -184,7 +184,7 @@ class RateOptions:
     start: float = 1000.0
     """Elo before the first match."""
     start_ratings: tuple[str, ...] = ()
-    """NAME=RATING of models that start elsewhere, for method elo: continues a recorded tournament."""
+    """NAME=RATING of models that start elsewhere, for Elo in one order: continues a recorded tournament."""
     num_orderings: int = 10_000
     """Random orders of the matches."""
     num_bootstrap: int = 1000
@@ -199,6 +199,8 @@ class RateOptions:
         require(self.num_bootstrap >= 2, "no interval", "num_bootstrap", self.num_bootstrap, "2 or more")
         require(self.scale > 0, "the scale is positive", "scale", self.scale, "above 0")
         require(self.base > 1, "the base is above 1", "base", self.base, "above 1")
+        used = not self.start_ratings or self.method in ("elo", "all")
+        require(used, "this method starts nowhere", "start_ratings", self.start_ratings, "with --method elo or all")
 
     def started(self) -> dict[str, float]:
         """Start ratings by model.

@@ -14,7 +14,7 @@ import pytest
 from evaluation.scripted_judge import ScriptedJudge
 
 import launch.arena as arena_script
-from anima.errors import AnimaError, ConfigError, DataError
+from anima.errors import AnimaError, ConfigError, DataError, ModelError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STRENGTHS = {"alpha": 1150.0, "beta": 1050.0, "gamma": 950.0, "delta": 850.0}
@@ -162,6 +162,7 @@ def test_translate_reproduces_the_published_format(tmp_path: Path, shared_data_d
         (["rate"], "exactly one"),
         (["rate", "--matches", "x", "--method", "elos"], "method"),
         (["rate", "--matches", "x", "--start_ratings", "a"], "NAME=NUMBER"),
+        (["rate", "--matches", "x", "--start_ratings", "a=1", "--method", "bradley_terry"], "starts nowhere"),
         (["rate", "--matches", "/no/such/file"], "no such match file"),
         (["judge", "--arena", "x"], "--judge_model"),
         (["judge", "--arena", "x", "--judge_model", "m"], "OPENAI_API_KEY"),
@@ -199,6 +200,17 @@ def test_a_budget_is_kept_and_the_key_is_nowhere(answered: Path, capsys: pytest.
     written = "".join(path.read_text(encoding="utf-8") for path in answered.rglob("*") if path.is_file())
     printed = capsys.readouterr()
     assert key not in written + printed.out + printed.err
+
+
+def test_a_mistyped_model_is_told_before_anybody_answers(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"question_id": 1, "text": "Q?"}\n')
+    (tmp_path / "a.jsonl").write_text('{"question_id": 1, "answer": "A."}\n')
+    contestants = (f"file:given={tmp_path / 'a.jsonl'}", f"base:mistyped={tmp_path / 'nowhere'}")
+    with pytest.raises(ModelError, match="no such model folder"):
+        run(
+            "answers", "--arena", tmp_path / "arena", "--questions", tmp_path / "q.jsonl", "--contestants", *contestants
+        )
+    assert not (tmp_path / "arena").exists()
 
 
 def test_a_report_without_ratings(answered: Path) -> None:

@@ -54,7 +54,6 @@ def main(argv: Sequence[str]) -> None:
 
     quiet_libraries(show_progress=False)  # before bitsandbytes is imported
     from anima.evaluation.numbers import Numbers, check_measurements, measure, number_lines, write_numbers
-    from anima.inference.adapter_folder import has_record
     from anima.inference.chat import BASE, SpeakerSettings, load_speakers, named_adapters
 
     output_dir, adapters = Path(options.output_dir).expanduser(), named_adapters(options.adapter)
@@ -62,14 +61,12 @@ def main(argv: Sequence[str]) -> None:
     if unknown := sorted(set(options.speakers) - set(names)):
         raise ConfigError("no such model", where="--speakers", got=", ".join(unknown), allowed=", ".join(names))
     check_measurements(options.measurements, output_dir)
-    merged = has_record(options.model_name_or_path)
-    quantization = options.quantization
     speakers = load_speakers(
         SpeakerSettings(
             adapters=adapters,
             model_name_or_path=options.model_name_or_path,
             device=options.device,
-            quantization=("none" if merged else "nf4") if quantization == "auto" else quantization,
+            quantization=options.quantization,
             allow_mismatch=options.allow_mismatch,
         )
     )

@@ -17,6 +17,7 @@ from anima.inference.adapter_folder import (
     AdapterRecord,
     check_base,
     check_template,
+    has_record,
     read_adapter_record,
     read_record,
 )
@@ -41,7 +42,8 @@ class SpeakerSettings:
         adapters: Adapter folders by the names of their speakers.
         model_name_or_path: The base, or a merged model; None for the one that the adapters name.
         device: auto, cuda or cpu.
-        quantization: Of a base without adapters; an adapter's is that of its training.
+        quantization: Of a base without adapters: auto is none for a merged folder, else nf4. An adapter's is that of
+            its training.
         chat_template: Another template than the training's; needs `allow_mismatch` where there is an adapter.
         allow_mismatch: Go on with another base or template than those of the training.
     """
@@ -49,7 +51,7 @@ class SpeakerSettings:
     adapters: Mapping[str, Path]
     model_name_or_path: str | None = None
     device: str = "auto"
-    quantization: Quantization = "nf4"
+    quantization: Literal["auto", "nf4", "none"] = "auto"
     chat_template: ChatTemplate | None = None
     allow_mismatch: bool = False
 
@@ -185,9 +187,19 @@ def _base_config(settings: SpeakerSettings, records: Mapping[str, AdapterRecord]
     if not bases:
         if settings.model_name_or_path is None:
             raise ModelError("nobody to talk to", where="--adapter or --model_name_or_path", fix="--adapter FOLDER")
-        return ModelConfig(model_name_or_path=settings.model_name_or_path, quantization=settings.quantization)
+        wanted = settings.quantization
+        if wanted == "auto":
+            wanted = "none" if has_record(settings.model_name_or_path) else "nf4"
+        return ModelConfig(model_name_or_path=settings.model_name_or_path, quantization=wanted)
     ((path, form),) = bases
     quantization: Quantization = "nf4" if form == "nf4" else "none"
+    if settings.quantization not in ("auto", quantization):
+        raise ModelError(
+            "adapters run on their base as it was in their training",
+            where="--quantization",
+            got=settings.quantization,
+            allowed=f"auto or {quantization}",
+        )
     return ModelConfig(model_name_or_path=settings.model_name_or_path or path, quantization=quantization)
 
 

@@ -2,7 +2,7 @@
 
 Layers that read the same input go together: it is multiplied once with all their A, and its gradient is summed inside
 the matrix products. The base may be NF4: it is dequantised in the forward pass and again in the backward pass, never
-kept. The LoRA products are added inside the matrix multiplications (`addmm_`), so no element-wise pass is left.
+kept. Sums are taken inside the matrix multiplications (`addmm_`), so no element-wise pass is left.
 Saved for the backward pass: the input (or what makes it again) and A d(x).
 """
 
@@ -31,6 +31,24 @@ class Projection:
     """(out, r), likewise."""
     scaling: float
     """Factor of the update."""
+
+
+@dataclass(frozen=True)
+class _Update:
+    """scaling x left @ right, (tokens, r) and (r, features)."""
+
+    left: Tensor
+    right: Tensor
+    scaling: float = 1.0
+
+    def product(self, bias: Tensor | None = None) -> Tensor:
+        """The update, and a bias."""
+        start = self.left.new_empty(1) if bias is None else bias  # with beta = 0 it is not read
+        return torch.addmm(start, self.left, self.right, beta=0 if bias is None else 1, alpha=self.scaling)
+
+    def add_to(self, output: Tensor) -> Tensor:
+        """Onto the product that it updates."""
+        return output.addmm_(self.left, self.right, alpha=self.scaling)
 
 
 def fused_lora_linear(
@@ -63,31 +81,38 @@ def base_weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype)
 
 
-def frozen_linear(x: Tensor, bases: Sequence[nn.Linear]) -> list[Tensor]:
-    """W x + b of frozen layers alone, in bf16 or fp8 as each layer is set up; not differentiable.
+def frozen_linear(x: Tensor, bases: Sequence[nn.Linear], updates: Sequence[_Update] | None = None) -> list[Tensor]:
+    """W x + b of frozen layers, in bf16 or fp8 as each layer is set up, and their LoRA updates; not differentiable.
+
+    A product in bf16 reads what it adds to while it computes, so it comes last; one in fp8 cannot, so it comes first.
 
     Args:
         x: (…, in).
         bases: One or more frozen layers.
+        updates: Of each base; None for the bases alone.
 
     Returns:
         (tokens, out) of each, in the number format of x.
     """
     flat, rows, outputs = x.reshape(-1, x.shape[-1]), None, []
-    for base in bases:
+    for index, base in enumerate(bases):
         bias = None if base.bias is None else base.bias.data.to(x.dtype)
+        update = None if updates is None else updates[index]
         if fp8.uses_fp8(base):
             rows = rows or fp8.quantize_rows(flat)
             output = fp8.product(rows, base, x.dtype)
-            outputs.append(output if bias is None else output.add_(bias))
-        else:
+            output = output if bias is None else output.add_(bias)
+            outputs.append(output if update is None else update.add_to(output))
+        elif update is None:
             outputs.append(torch.nn.functional.linear(flat, base_weight(base, x.dtype), bias))
+        else:
+            outputs.append(update.product(bias).addmm_(flat, base_weight(base, x.dtype).T))
     return outputs
 
 
-def _input_gradient(gradients: Sequence[Tensor], bases: Sequence[nn.Linear]) -> Tensor:
-    """The sum of gradient_i W_i: (tokens, out_i) to (tokens, in)."""
-    total: Tensor | None = None
+def _input_gradient(gradients: Sequence[Tensor], bases: Sequence[nn.Linear], update: _Update | None) -> Tensor:
+    """The sum of gradient_i W_i and of the update: (tokens, out_i) to (tokens, in)."""
+    total = None if update is None else update.product()
     for gradient, base in zip(gradients, bases, strict=True):
         if fp8.uses_fp8(base):
             part = fp8.product_transposed(gradient, base)
@@ -128,11 +153,8 @@ class _FusedLoraLinear(torch.autograd.Function):
         ranks = [a.shape[0] for a in a_weights]
         source_TI = source.reshape(-1, x.shape[-1])
         down_TR = source_TI @ _joined(a_weights).T
-        outputs = frozen_linear(x, bases)
-        for output_TO, down, b_OR, (_, scaling) in zip(
-            outputs, down_TR.split(ranks, dim=1), b_weights, frozen, strict=True
-        ):
-            output_TO.addmm_(down, b_OR.T, alpha=scaling)
+        pieces = zip(down_TR.split(ranks, dim=1), b_weights, frozen, strict=True)
+        outputs = frozen_linear(x, bases, [_Update(down, b_OR.T, scaling) for down, b_OR, (_, scaling) in pieces])
         recipe = recipe_of(source)
         kept = (source_TI,) if recipe is None else recipe.sources
         ctx.save_for_backward(down_TR, *weights, *kept)
@@ -160,10 +182,8 @@ class _FusedLoraLinear(torch.autograd.Function):
         wants_x, wants_source = ctx.needs_input_grad[:2]
         gradient_x = gradient_source = None
         if wants_x:
-            gradient_x = _input_gradient(flat, ctx.bases)
-            if ctx.shared:
-                gradient_x.addmm_(up_TR, _joined(a_weights))
-            gradient_x = gradient_x.view(ctx.shape)
+            update = _Update(up_TR, _joined(a_weights)) if ctx.shared else None
+            gradient_x = _input_gradient(flat, ctx.bases, update).view(ctx.shape)
         if wants_source and not ctx.shared:
             gradient_source = (up_TR @ _joined(a_weights)).view(ctx.shape)
         pairs = [gradient for pair in zip(gradient_a, gradient_b, strict=True) for gradient in pair]

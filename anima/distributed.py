@@ -43,8 +43,8 @@ def read_ranks(environ: Mapping[str, str] = os.environ) -> Ranks:
     """Rank numbers as `deepspeed`, `torchrun` or plain `python` (one rank) give them.
 
     Raises:
-        ConfigError: the environment names some of RANK, LOCAL_RANK, WORLD_SIZE but not all, or nonsense; or srun
-            alone has started several processes, which would all take themselves for rank 0.
+        ConfigError: the environment names some of RANK, LOCAL_RANK, WORLD_SIZE but not all, or nonsense, or not
+            where ranks meet; or srun alone has started several processes, which would all take themselves for rank 0.
     """
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
     given = {name: environ[name] for name in names if name in environ}
@@ -59,9 +59,12 @@ def read_ranks(environ: Mapping[str, str] = os.environ) -> Ranks:
                 fix="sbatch … slurm/train.sbatch, or srun --ntasks-per-node=1 … torchrun …",
             )
         return Ranks()
-    fix = "start it by deepspeed, torchrun or plain python, or set all three"
+    fix = f"start it by deepspeed or torchrun; or by plain python, with none of {' '.join(names)} set"
     if len(given) < len(names):
         raise ConfigError("the launcher's environment is incomplete", got=given, allowed=" ".join(names), fix=fix)
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environ]:
+        what = "the launcher's environment does not say where ranks meet"
+        raise ConfigError(what, where=" ".join(missing), got=given, fix=fix)
     try:
         ranks = Ranks(int(given["RANK"]), int(given["LOCAL_RANK"]), int(given["WORLD_SIZE"]))
     except ValueError:
@@ -78,7 +81,7 @@ def start(ranks: Ranks, device: torch.device, backend: str = "auto", *, hang_min
     run takes the same path. A collective that waits much longer than `hang_minutes` ends the process; the
     slowest legitimate wait is that for rank 0's samples.
     """
-    if "MASTER_ADDR" not in os.environ:
+    if "RANK" not in os.environ:  # a MASTER_ADDR left from elsewhere is none of ours
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(probe.getsockname()[1]))

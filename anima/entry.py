@@ -70,7 +70,8 @@ def leave_note(status: str, words: str = "") -> None:
     note = Path(folder) / f"rank-{os.environ.get('RANK', '0')}"
     aside = note.with_name(f".{note.name}-{os.getpid()}")
     try:
-        aside.write_text(f"{status}\n{words}\n", encoding="utf-8")
+        # Names of files need not be UTF-8; half a letter in a message must not cost the message.
+        aside.write_text(f"{status}\n{words}\n", encoding="utf-8", errors="backslashreplace")
         aside.replace(note)
     except OSError as error:
         print(f"warning: {note}: {error.strerror}; the job may not learn how this run ended", file=sys.stderr)

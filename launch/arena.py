@@ -110,19 +110,19 @@ def judge(argv: Sequence[str]) -> None:
     arena, prompts = Path(options.arena).expanduser(), load_prompts(options.judge_prompts)
     price = Price(options.endpoint.price_input, options.endpoint.price_output)
     asked = EndpointJudge(endpoint)
-    while calls := due_calls(options, load_state(arena), prompts, endpoint.model, price):
+    while calls := due_calls(options, state := load_state(arena), prompts, endpoint.model, price):
         if options.dry_run:
             return
         judge_calls(
             arena,
             calls,
-            load_state(arena).answers,
+            state.answers,
             endpoint.model,
             asked.ask,
             concurrency=options.endpoint.concurrency,
             on_reply=Progress(len({call.key for call in calls}), "judged").read,
         )
-    print(account(load_state(arena).stored, price).line())
+    print(account(state.stored, price).line())
 
 
 def due_calls(options: JudgeOptions, state: State, prompts: Prompts, model: str, price: Price) -> list[Call]:
@@ -265,7 +265,7 @@ def translate(argv: Sequence[str]) -> None:
     cost = Price(options.endpoint.price_input, options.endpoint.price_output).of(*spent)
     print(f"{options.output}: {len(translated)} of {len(questions)} questions translated; this run {cost:.2f}")
     if len(translated) < len(questions):
-        warn("some translations came back empty: the same command asks for them again")
+        warn("some translations came back empty or cut off at --max_tokens: the same command asks for them again")
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {

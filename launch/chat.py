@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from anima.config.checks import require
 from anima.config.cli import parse_flags
 from anima.config.schema import ChatTemplate
 from anima.entry import run_command
@@ -60,6 +61,14 @@ class ChatOptions:
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where to compute."""
 
+    def __post_init__(self) -> None:
+        require(self.temperature >= 0, "no temperature", "temperature", self.temperature, "0 or more")
+        require(0 < self.top_p <= 1, "no share", "top_p", self.top_p, "above 0, up to 1")
+        penalty, seed = self.repetition_penalty, self.seed
+        require(penalty > 0, "no penalty", "repetition_penalty", penalty, "above 0; 1 for none")
+        require(seed is None or 0 <= seed < 2**63, "no seed", "seed", seed, "0 to 2^63 - 1, or None")
+        require(self.max_new_tokens >= 1, "an empty answer", "max_new_tokens", self.max_new_tokens, "1 or more")
+
 
 def main(argv: Sequence[str]) -> None:
     """Answer one question (`--prompt` or a pipe), or talk."""
@@ -91,17 +100,20 @@ def main(argv: Sequence[str]) -> None:
 
 def load(options: ChatOptions) -> Speakers:
     """Everyone who speaks."""
-    from anima.inference.adapter_folder import has_record
-    from anima.inference.chat import SpeakerSettings, load_speakers, named_adapters
+    from anima.inference.chat import BASE, SpeakerSettings, load_speakers, named_adapters
 
-    merged = has_record(options.model_name_or_path)
-    quantization = options.quantization
+    adapters = named_adapters(options.adapter)
+    names = (BASE, *adapters)
+    if options.speaker not in (None, "all", *names):
+        raise ConfigError(
+            "nobody is called so", where="--speaker", got=options.speaker, allowed=", ".join((*names, "all"))
+        )
     return load_speakers(
         SpeakerSettings(
-            adapters=named_adapters(options.adapter),
+            adapters=adapters,
             model_name_or_path=options.model_name_or_path,
             device=options.device,
-            quantization=("none" if merged else "nf4") if quantization == "auto" else quantization,
+            quantization=options.quantization,
             chat_template=options.chat_template,
             allow_mismatch=options.allow_mismatch,
         )

@@ -25,6 +25,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--keep", type=int, default=1, help="prune: newest checkpoints to keep beside the best one")
     options = parser.parse_args(argv)
     folders = find(options.folder)
+    if options.word == "prune" and folders == [options.folder]:
+        fix = f"python launch/checkpoint.py prune {options.folder.parent} --keep {options.keep}"
+        raise CheckpointError("one checkpoint alone is not pruned", where=options.folder, fix=fix)
     whole = show(folders)
     if options.word == "verify" and len(whole) < len(folders):
         raise CheckpointError(
@@ -56,17 +59,20 @@ def find(folder: Path) -> list[Path]:
 
 def show(folders: Sequence[Path]) -> list[Path]:
     """A line a checkpoint, after reading every byte; returns those that are whole."""
-    whole = [folder for folder in folders if not checkpoint.problems(folder)]
-    best = checkpoint.best_step(folders[0].parent)
+    problems = {folder: checkpoint.problems(folder) for folder in folders}
+    whole = [folder for folder in folders if not problems[folder]]
+    root = folders[0].parent
+    best = checkpoint.best_step(root)
+    all_shown = len(folders) == len(checkpoint.steps(root))
     for folder in folders:
         notes = [f"{checkpoint.folder_bytes(folder) / 2**20:10.1f} MiB"]
         if folder in whole:
             score = checkpoint.read_manifest(folder)["score"]
             notes.append("whole" + ("" if score is None else f", held-out loss {score:.4f}"))
             notes += ["the best"] * (folder.name == f"{checkpoint.PREFIX}{best}")
-            notes += ["--resume auto takes this"] * (folder == whole[-1])
+            notes += ["--resume auto takes this"] * (all_shown and folder == whole[-1])
         else:
-            notes.append("NOT WHOLE: " + "; ".join(checkpoint.problems(folder)))
+            notes.append("NOT WHOLE: " + "; ".join(problems[folder]))
         print(f"{folder}  {', '.join(notes)}")
     return whole
 

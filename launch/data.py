@@ -46,8 +46,8 @@ class DataOptions(ConfigFile):
     """check, stats: print JSON for machines."""
     html: str | None = None
     """show, stats: write a page to this file as well."""
-    rows: tuple[str, ...] = ("1", "2", "3")
-    """show: rows by their number from 1 over all files, or by place, such as data.jsonl:7."""
+    rows: tuple[str, ...] = ()
+    """show: rows by their number from 1 over all files, or by place, such as data.jsonl:7; without, the first three."""
     held_out: bool = field(default=False, metadata={"bare": "True"})
     """show: rows of --eval_files instead of --train_files."""
     boundaries: bool = field(default=False, metadata={"bare": "True"})
@@ -65,6 +65,13 @@ class DataOptions(ConfigFile):
         if not 0 <= self.similarity <= 1:
             raise ConfigError(
                 "a similarity is a share", where="--similarity", got=self.similarity, allowed="0 to 1, such as 0.8"
+            )
+        if self.max_near_rows < 0:
+            raise ConfigError(
+                "a number of rows is not negative",
+                where="--max_near_rows",
+                got=self.max_near_rows,
+                allowed="0 or more; --similarity 0 looks for no near duplicates",
             )
         if self.ranks < 1:
             raise ConfigError("nobody would train", where="--ranks", got=self.ranks, allowed="1 or more")
@@ -138,10 +145,18 @@ def check(config: Config, options: DataOptions, tokenizer: PreTrainedTokenizerBa
 
 def show(config: Config, options: DataOptions, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
     """Print single rows as training sees them, and write them as a page."""
-    from anima.inspection.pages import samples_page, write_page
+    from anima.evaluation.lines import write_whole
+    from anima.inspection.pages import samples_page
     from anima.inspection.samples import SampleReader
     from anima.inspection.terminal import Painter, legend, sample_lines
 
+    files = config.data.eval_files if options.held_out else config.data.train_files
+    if not files:
+        raise ConfigError(
+            "there are no held-out files",
+            where="--held_out",
+            fix="name them with --eval_files; what --eval_size holds out is shown without --held_out",
+        )
     lenient = replace(config.data, bad_rows="drop", truncation=_not_error(config))
     reader = SampleReader(records_of(config), lenient, tokenizer, template)
     samples = reader.read("eval_files" if options.held_out else "train_files", options.rows)
@@ -150,17 +165,18 @@ def show(config: Config, options: DataOptions, tokenizer: PreTrainedTokenizerBas
     for sample in samples:
         print("", *sample_lines(sample, paint, boundaries=options.boundaries), sep="\n")
     if options.html is not None:
-        files = config.data.eval_files if options.held_out else config.data.train_files
         title = f"{len(samples)} rows of {', '.join(files)}"
         note = f"template {template.name}, tokenizer of {config.model.model_name_or_path}"
         page = samples_page(samples, title=title, note=note, boundaries=options.boundaries)
-        print(f"\nwritten: {write_page(options.html, page)}")
+        write_whole(Path(options.html).expanduser(), page)
+        print(f"\nwritten: {options.html}")
 
 
 def stats(config: Config, options: DataOptions, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
     """Print lengths, shares and steps, and write them as a page."""
     from anima.data.prepare import prepare_records, tokenise
-    from anima.inspection.pages import stats_page, write_page
+    from anima.evaluation.lines import write_whole
+    from anima.inspection.pages import stats_page
     from anima.inspection.stats import measure
     from anima.inspection.terminal import Painter, stats_lines
 
@@ -189,8 +205,8 @@ def stats(config: Config, options: DataOptions, tokenizer: PreTrainedTokenizerBa
         print("\n".join([*notes, "", *stats_lines(found, Painter(_colours(options)))]))
     if options.html is not None:
         title = f"Lengths of {', '.join(config.data.train_files)}"
-        page = write_page(options.html, stats_page(found, title=title, notes=notes))
-        print(f"written: {page}", file=sys.stderr if options.json else sys.stdout)
+        write_whole(Path(options.html).expanduser(), stats_page(found, title=title, notes=notes))
+        print(f"written: {options.html}", file=sys.stderr if options.json else sys.stdout)
 
 
 def _not_error(config: Config) -> Literal["drop", "trim_prompt"]:

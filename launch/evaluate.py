@@ -53,27 +53,25 @@ def main(argv: Sequence[str]) -> None:
     from anima.model.console import quiet_libraries
 
     quiet_libraries(show_progress=False)  # before bitsandbytes is imported
-    from anima.evaluation.numbers import check_measurements, measure, number_lines, write_numbers
-    from anima.inference.adapter_folder import has_record
-    from anima.inference.chat import SpeakerSettings, load_speakers, named_adapters
+    from anima.evaluation.numbers import Numbers, check_measurements, measure, number_lines, write_numbers
+    from anima.inference.chat import BASE, SpeakerSettings, load_speakers, named_adapters
 
-    check_measurements(options.measurements)
-    merged = has_record(options.model_name_or_path)
-    quantization = options.quantization
+    output_dir, adapters = Path(options.output_dir).expanduser(), named_adapters(options.adapter)
+    names = (BASE, *adapters)
+    if unknown := sorted(set(options.speakers) - set(names)):
+        raise ConfigError("no such model", where="--speakers", got=", ".join(unknown), allowed=", ".join(names))
+    check_measurements(options.measurements, output_dir)
     speakers = load_speakers(
         SpeakerSettings(
-            adapters=named_adapters(options.adapter),
+            adapters=adapters,
             model_name_or_path=options.model_name_or_path,
             device=options.device,
-            quantization=("none" if merged else "nf4") if quantization == "auto" else quantization,
+            quantization=options.quantization,
             allow_mismatch=options.allow_mismatch,
         )
     )
-    chosen = options.speakers or speakers.names
-    if unknown := sorted(set(chosen) - set(speakers.names)):
-        raise ConfigError("no such model", where="--speakers", got=unknown, allowed=", ".join(speakers.names))
-    output_dir, numbers = Path(options.output_dir).expanduser(), {}
-    for name in chosen:
+    numbers: dict[str, Numbers] = {}
+    for name in options.speakers or speakers.names:
         numbers[name] = measure(speakers, name, options.measurements, output_dir, tell)
         write_numbers(output_dir, numbers)
     print("\n".join(["", *number_lines(numbers), "", f"{output_dir / 'results.json'}"]))

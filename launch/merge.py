@@ -96,7 +96,8 @@ def main(argv: Sequence[str]) -> None:
     if options.output_dir is None:
         print("nothing was written: --output_dir FOLDER writes the first of these")
         return
-    print(f"{options.output_dir}: merged {options.into} in {options.dtype}, with tokenizer, template and model card")
+    into = prepared.request.into  # over 16 bit there is no nf4 to merge into
+    print(f"{options.output_dir}: merged {into} in {options.dtype}, with tokenizer, template and model card")
     print(f"next: python launch/chat.py --model_name_or_path {options.output_dir}")
 
 

@@ -21,7 +21,7 @@ from anima.entry import run_command
 from anima.errors import ConfigError
 from anima.sweeps.check import check_sweep, extra_flags
 from anima.sweeps.journal import Journal, Trial
-from anima.sweeps.sweep_file import Sweep, read_sweep
+from anima.sweeps.sweep_file import ONLY_WANDB, Sweep, read_sweep
 from anima.sweeps.table import measured, table_lines
 from anima.sweeps.trial import Place
 
@@ -33,8 +33,10 @@ def main(argv: Sequence[str]) -> None:
     sweep = read_sweep(options.file)
     extra = extra_flags(behind)
     folder = options.sweep_dir or Path("runs/sweeps") / Path(options.file).stem
+    if options.word != "check":
+        check_packages()
     if options.word == "show":
-        finish(sweep, folder, Journal.open(folder, sweep).trials())
+        finish(sweep, folder, Journal.open(folder, sweep).trials() if folder.is_dir() else [])
         return
     remarks = check_sweep(sweep, extra)
     for line in remarks:
@@ -58,11 +60,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(sweep: Sweep, folder: Path, extra: dict[str, str], options: argparse.Namespace) -> None:
-    """Run trials, then show them."""
+def check_packages() -> None:
+    """Refuse to begin without what chooses trials and draws them."""
     if missing := [name for name in ("optuna", "matplotlib") if find_spec(name) is None]:
         fix = "pip install 'anima[sweeps]', or in the repository: make venv"
-        raise ConfigError("a package is not installed", where="launch/sweep.py run", got=" ".join(missing), fix=fix)
+        raise ConfigError("a package is not installed", where="launch/sweep.py", got=" ".join(missing), fix=fix)
+
+
+def run(sweep: Sweep, folder: Path, extra: dict[str, str], options: argparse.Namespace) -> None:
+    """Run trials, then show them."""
     from anima.sweeps.running import LocalSweep
     from anima.sweeps.sampler import check_local
 
@@ -71,8 +77,10 @@ def run(sweep: Sweep, folder: Path, extra: dict[str, str], options: argparse.Nam
         raise ConfigError(f"{sweep.method} has no end of its own", where="--trials", fix="--trials 20")
     if options.at_once < 1:
         raise ConfigError("no trial at all", where="--at_once", got=options.at_once, allowed="1 or more")
-    if sweep.early_terminate:
-        print("early_terminate is W&B's: here every trial runs to its end")
+    if options.seed < 0:
+        raise ConfigError("a seed is a natural number", where="--seed", got=options.seed, allowed="0 or more")
+    if ignored := [key for key in ONLY_WANDB if key in sweep.lines]:
+        print(f"without effect here, only on W&B: {', '.join(ignored)}; --trials trials run, each to its end")
     local = LocalSweep(
         sweep=sweep,
         journal=Journal.open(folder, sweep),

@@ -3,11 +3,10 @@
 #   asked   what the job was told: nothing, time_limit (SIGUSR1), end (SIGTERM: cancelled or preempted)
 #   code    exit status of the last step
 
-set -uo pipefail
-
 say() { echo "job: $*" >&2; }
 
-. slurm/env.sh || return 2
+. slurm/env.sh || { say "slurm/env.sh ended with status $?, so nothing is started"; return 2; }
+set -uo pipefail  # not before: what modules and environments source minds no unset variables
 if ! python -c 'import sys; from importlib.util import find_spec as f; sys.exit(not (f("anima") and f("torch")))'; then
     printf 'error: this node has no Python with Anima in it\n  where:   %s\n  got:     %s\n  fix:     %s\n' \
         "slurm/env.sh" "$(command -v python || echo 'no python')" \

@@ -14,7 +14,7 @@ from anima.errors import ConfigError, OutOfMemory, RunStopped
 
 def command(argv):
     if argv[0] == "mistake":
-        raise ConfigError("no such thing", fix="another")
+        raise ConfigError("no such thing", fix="another", got="name-\\udcff")
     if argv[0] == "stop":
         raise RunStopped("SIGUSR1 after step 3", got="saved")
     if argv[0] == "memory":

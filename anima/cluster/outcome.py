@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from anima.config.cli import parse_config
 from anima.config.schema import Config
 from anima.entry import RUNNING
-from anima.errors import AnimaError, OutOfMemory, RunStopped, TrainingError
+from anima.errors import AnimaError, ConfigError, OutOfMemory, RunStopped, TrainingError
 from anima.train import checkpoint, run_folder
 
 FRUITLESS = 3
@@ -77,7 +78,8 @@ def newest_step(output_dir: str) -> int:
 def is_finished(config: Config) -> bool:
     """Whether the run that `config` asks for lies in its folder already, whole.
 
-    A finished run that is to go on (more steps than its summary tells, or checkpoints that go beyond it) is not.
+    A finished run that is to go on (more steps than its summary tells, or checkpoints that go beyond it) is not, nor
+    one with other options: training itself then goes on or says what differs, and the job must not end in silence.
     """
     folder = Path(config.output.output_dir).expanduser()
     try:
@@ -85,7 +87,17 @@ def is_finished(config: Config) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     wanted = config.optimization.max_steps or done
-    return wanted <= done and newest_step(config.output.output_dir) <= done
+    if wanted > done or newest_step(config.output.output_dir) > done:
+        return False
+    from anima.train.resume import FREE  # imports torch: only for a run that seems finished
+
+    try:
+        saved, _ = parse_config(["--config", str(folder / run_folder.CONFIG)])
+    except ConfigError:  # of another version
+        return False
+    old, new = saved.flat(), config.flat()
+    length = {"max_steps", "num_train_epochs"} if config.optimization.max_steps else set()  # compared above
+    return all(old[name] == new[name] for name in new.keys() - FREE - length)
 
 
 def remember(folder: Path, memory: Memory) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from anima.config.flags import filled_in
 from anima.config.schema import ModelConfig
 from anima.errors import ModelError
 from anima.train import checkpoint
@@ -36,15 +37,16 @@ def local_base(config: ModelConfig, tell: Callable[[str], None]) -> Path | None:
         tell: Hears what was done, on the rank that did it.
 
     Raises:
+        ConfigError: base_staging_dir names a variable that is not set on this node.
         ModelError: the base is not there, or the staging folder cannot be written or is too small.
     """
     if config.base_staging_dir is None or config.random_weights:
         return None
     source = _source(config.model_name_or_path)
     files = base_files(source)
-    root = Path(os.path.expandvars(config.base_staging_dir)).expanduser()
-    target = root / f"{source.name}-{_key(source, files)}"
     where = f"--base_staging_dir {config.base_staging_dir}"
+    root = Path(filled_in(config.base_staging_dir, where, os.environ))
+    target = root / f"{source.name}-{_key(source, files)}"
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root / f"{target.name}.lock"):
@@ -115,6 +117,8 @@ def _bring(source: Path, files: Sequence[Path], target: Path, where: str, tell: 
             return
         tell(f"base: the copy in {target} is made anew: {'; '.join(problems)}")
         shutil.rmtree(target)
+    for leftover in target.parent.glob(f".*-{target.name}-*"):  # of a copy that was killed; the lock says so
+        shutil.rmtree(leftover)
     size = sum(path.stat().st_size for path in files)
     _check_room(target.parent, size, where)
     checkpoint.write_folder(target, lambda folder: _copy(files, folder))
@@ -134,7 +138,8 @@ def _sizes(files: Iterable[Path]) -> set[tuple[str, int]]:
 def _check_room(root: Path, size: int, where: str) -> None:
     free = shutil.disk_usage(root).free
     if free < size + _RESERVE:
-        others = sorted(str(path) for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        copies = (stamp.with_suffix("") for stamp in root.glob("*.verified"))  # nothing else there is ours to delete
+        others = sorted(str(copy) for copy in copies if copy.is_dir())
         raise ModelError(
             "there is no room for a copy of the base on this node",
             where=where,

@@ -4,9 +4,10 @@ Knows neither how text becomes a value (cli.py) nor what an option means (schema
 """
 
 import ast
+import os
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -91,7 +92,8 @@ def flag_table(schema: type) -> dict[str, Flag]:
 def with_environment(given: Mapping[str, Given], environ: Mapping[str, str]) -> dict[str, Given]:
     """What was given, and below it the folders of this machine that variables name (ANIMA_DATA_CACHE_DIR, …).
 
-    `$NAME` and `${NAME}` in the output folder are replaced, so that one sweep's command gives every trial its own.
+    `$NAME`, `${NAME}` and a leading `~` in the output folder are replaced, so that one sweep's command gives every
+    trial its own, and a YAML's folder means what a shell would make of it.
 
     Raises:
         ConfigError: the output folder names a variable that is not set.
@@ -103,21 +105,26 @@ def with_environment(given: Mapping[str, Given], environ: Mapping[str, str]) -> 
             found[name] = Given(name, (environ[variable],), f"the variable {variable}")
     found |= given
     if output_dir := found.get("output_dir"):
-        found["output_dir"] = replace(output_dir, values=tuple(_filled_in(output_dir, environ)))
+        values = tuple(filled_in(text, output_dir.where, environ) for text in output_dir.values)
+        found["output_dir"] = replace(output_dir, values=values)
     return found
 
 
-def _filled_in(given: Given, environ: Mapping[str, str]) -> Iterator[str]:
-    for text in given.values:
-        for name in (found[1] or found[2] for found in _VARIABLE.finditer(text)):
-            if name not in environ:
-                raise ConfigError(
-                    f"the variable {name} is not set",
-                    where=given.where,
-                    got=text,
-                    fix=f"write the folder out, or start it where {name} is set (wandb agent sets WANDB_*)",
-                )
-        yield _VARIABLE.sub(lambda found: environ[found[1] or found[2]], text)
+def filled_in(folder: str, where: str, environ: Mapping[str, str]) -> str:
+    """A folder as a shell would read it: `$NAME`, `${NAME}` and a leading `~` replaced.
+
+    Raises:
+        ConfigError: it names a variable that is not set.
+    """
+    for name in (found[1] or found[2] for found in _VARIABLE.finditer(folder)):
+        if name not in environ:
+            raise ConfigError(
+                f"the variable {name} is not set",
+                where=where,
+                got=folder,
+                fix=f"write the folder out, or start it where {name} is set (wandb agent sets WANDB_*)",
+            )
+    return os.path.expanduser(_VARIABLE.sub(lambda found: environ[found[1] or found[2]], folder))
 
 
 def read_argv(argv: Sequence[str], flags: Mapping[str, Flag]) -> dict[str, Given]:

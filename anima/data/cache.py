@@ -22,33 +22,32 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
 
     Args:
         folder: The folder; its parent is made if it is missing.
-        build: Fills an empty folder; what it raises is raised here, and nothing is left behind.
+        build: Fills an empty folder; what it raises is raised here (an OSError as below), and nothing is left behind.
 
     Returns:
         Whether this process built it.
 
     Raises:
-        DataError: The folder cannot be written.
+        DataError: The folder cannot be written, or the disk is full.
     """
-    if folder.is_dir():
-        return False
     try:
+        if folder.is_dir():
+            return False
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock_file = open(f"{folder}.lock", "a")  # noqa: SIM115 closed below, after the lock is released
-    except OSError as error:
+        with open(f"{folder}.lock", "a") as lock_file, _locked(lock_file.fileno(), folder) as alone:
+            if folder.is_dir():
+                return False
+            if alone:
+                for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):  # of a builder that was killed
+                    shutil.rmtree(leftover, ignore_errors=True)
+            return _build(folder, build)
+    except OSError as error:  # no right to write, or a disk that fills up while the folder is built
         raise DataError(
             "the cache folder cannot be written",
             where="--data_cache_dir",
-            got=f"{folder.parent}: {error.strerror}",
-            fix="name a folder of yours with --data_cache_dir",
-        ) from None
-    with lock_file, _locked(lock_file.fileno(), folder) as alone:
-        if folder.is_dir():
-            return False
-        if alone:
-            for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):  # of a builder that was killed
-                shutil.rmtree(leftover, ignore_errors=True)
-        return _build(folder, build)
+            got=f"{folder.parent}: {error.strerror or error}",
+            fix="name a folder of yours, on a disk with room, with --data_cache_dir",
+        ) from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ keeps nothing: the rows come over the network each time the tokens have to be ma
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -39,25 +40,40 @@ def _load(name: str, streaming: bool = False) -> "Dataset | IterableDataset":
     import datasets
 
     path, config, split, _ = _parts(name)
-    call = f"datasets.load_dataset({path!r}, {config!r})" if config else f"datasets.load_dataset({path!r})"
     options: dict[str, Any] = {"streaming": True} if streaming else {}
-    try:
+    with _explained(name):
         return datasets.load_dataset(path, config, split=split, **options)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """What the library raises where the hub is asked, as a DataError that says what to do."""
+    import datasets
+
+    path, config, _, _ = _parts(name)
+    call = f"datasets.load_dataset({path!r}, {config!r})" if config else f"datasets.load_dataset({path!r})"
+    try:
+        yield
     except ConnectionError as error:
         raise DataError(
             "the data set is no file here, and the hub cannot be reached",
             where=name,
-            got=str(error).splitlines()[0],
+            got=_first_line(error),
             fix=f'download it once on a login node: python -c "import datasets; {call}"; then set HF_HUB_OFFLINE=1',
-        ) from None
-    except (datasets.exceptions.DatasetsError, FileNotFoundError, ValueError) as error:
+        ) from error
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        # OSError: a refusal of the hub, or a full disk; RuntimeError: a set that is made by a script.
         raise DataError(
             "the data set is no file here, and the hub does not give it",
             where=name,
-            got=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            got=_first_line(error),
             allowed="a local file or folder, or owner/name, owner/name:config, owner/name[split]",
-            fix="check the spelling, the configuration and the split (train unless given)",
-        ) from None
+            fix="check the spelling, the configuration and the split (train unless given), and the room on the disk",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def read_hub(name: str, *, streaming: bool = False) -> Iterator[RawRow]:
@@ -79,7 +95,7 @@ def read_hub(name: str, *, streaming: bool = False) -> Iterator[RawRow]:
         raise DataError(
             "the hub cannot be reached any more",
             where=f"{name}: after row {number}",
-            got=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            got=_first_line(error),
             fix="start again; or leave out --hub_streaming, which stores the set before it is read",
         ) from None
 
@@ -97,5 +113,6 @@ def _streamed_revision(name: str) -> str:
 
     _load(name, True)  # tells the hub's errors
     path, config, split, _ = _parts(name)
-    builder = datasets.load_dataset_builder(path, config)
+    with _explained(name):
+        builder = datasets.load_dataset_builder(path, config)
     return f"streamed:{path}:{builder.config.name}:{split}:{builder.hash}"

@@ -5,7 +5,8 @@ Every rank calls `prepare`; one builds, the others wait and map the result; erro
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,8 +59,13 @@ class TokenizedSet(Generic[Dataset]):
     cache: CacheEntry
 
     def lengths(self) -> npt.NDArray[np.int32]:
-        """Source, target and total tokens of every row that could be rendered, before cutting: (rows, 3)."""
-        found: npt.NDArray[np.int32] = np.load(Path(self.cache.path) / LENGTHS, allow_pickle=False)
+        """Source, target and total tokens of every row that could be rendered, before cutting: (rows, 3).
+
+        Raises:
+            DataError: The cached file is damaged.
+        """
+        with _undamaged(Path(self.cache.path)):
+            found: npt.NDArray[np.int32] = np.load(Path(self.cache.path) / LENGTHS, allow_pickle=False)
         return found
 
 
@@ -226,6 +232,16 @@ def check_usable(found: TokenizedSet[Dataset]) -> None:
         )
 
 
+@contextmanager
+def _undamaged(folder: Path) -> Iterator[None]:
+    """What a reader of a cached folder meets in a file that is missing, cut off or garbled, as an error that helps."""
+    try:
+        yield
+    except (OSError, EOFError, ValueError, KeyError, TypeError, pa.ArrowInvalid) as error:
+        got = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DataError("the cached data is damaged", where=folder, got=got, fix=f"rm -r {folder}") from error
+
+
 class _Builder(Generic[Dataset]):
     """Tokenised sets from sources, through the cache."""
 
@@ -239,13 +255,9 @@ class _Builder(Generic[Dataset]):
         folder = self._cache_dir / key[:32]
         names = [source.name for source in sources]
         built = build_once(folder, partial(self._fill, sources=sources))
-        try:
+        with _undamaged(folder):
             report = SetReport.from_json(json.loads((folder / "report.json").read_text("utf-8")), names)
             dataset = self._kind.dataset(TokenizedDataset.open(folder / "tokens.arrow", names, key))
-        except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
-            raise DataError(
-                "the cached data is damaged", where=folder, got=str(error).splitlines()[0], fix=f"rm -r {folder}"
-            ) from None
         return TokenizedSet(sources, dataset, report, CacheEntry(key, str(folder), reused=not built))
 
     def _fill(self, folder: Path, sources: Sequence[Source]) -> None:

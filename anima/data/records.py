@@ -11,6 +11,7 @@ from anima.errors import DataError
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
+HALF_CHARACTER = "the text holds half a character"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +65,10 @@ def find_problem(messages: Sequence[Message]) -> Problem | None:
     for i, message in enumerate(messages):
         if message.role == "assistant" and not message.content.strip() and not message.tool_calls:
             return Problem(i, "content", "the answer is empty", repr(message.content), "an answer with some text")
-        if not all(map(_encodable, (message.content, message.context, message.tool_calls))):
-            got = ascii(message.text)[:60]
-            return Problem(i, "content", "the text holds half a character", got, "valid Unicode")
+        texts = (message.content, message.context, message.tool_calls, message.tool_name, message.tool_call_id)
+        broken = next((text for text in texts if not _encodable(text)), None)
+        if broken is not None:
+            return Problem(i, "content", HALF_CHARACTER, ascii(broken)[:60], "valid Unicode")
     if turns[-1].role != "assistant":
         last = len(messages) - 1
         return Problem(last, "role", "the conversation ends without an answer", turns[-1].role, "assistant as the last")
@@ -96,7 +98,7 @@ class Conversation:
     """Checked messages, where they come from (`file:line`), and the tools the model may call (a JSON list, or "").
 
     Raises:
-        DataError: The messages break a rule of `find_problem`.
+        DataError: The messages break a rule of `find_problem`, or the tools are no valid Unicode.
     """
 
     messages: tuple[Message, ...]
@@ -111,6 +113,14 @@ class Conversation:
                 where=self.source,
                 got=problem.got,
                 allowed=problem.allowed,
+                fix="mend or remove this row",
+            )
+        if not _encodable(self.tools):
+            raise DataError(
+                f"{HALF_CHARACTER} (tools)",
+                where=self.source,
+                got=ascii(self.tools)[:60],
+                allowed="valid Unicode",
                 fix="mend or remove this row",
             )
 

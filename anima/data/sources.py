@@ -4,6 +4,7 @@ stream rows. Knows which reader a suffix takes; knows neither keys nor formats.
 
 import difflib
 import glob
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -99,12 +100,14 @@ def resolve(names: Sequence[str], flag: str, *, weights: bool = True, streaming:
     Raises:
         DataError: Something is missing, of no readable kind, or named twice; a weight is zero or has no meaning.
     """
-    sources = [
-        replace(source, weight=weight, streaming=streaming and source.path is None)
-        for given in names
-        for name, weight in [_weighted(given, flag, weights)]
-        for source in _resolve_one(name, flag)
-    ]
+    sources: list[Source] = []
+    for given in names:
+        try:
+            name, weight = _weighted(given, flag, weights)
+            found = _resolve_one(name, flag)
+        except OSError as error:  # a folder that may not be looked into, a name that no file could have
+            raise DataError("the data cannot be read", where=f"--{flag}", got=f"{given}: {error.strerror}") from None
+        sources += [replace(s, weight=weight, streaming=streaming and s.path is None) for s in found]
     seen: set[str] = set()
     for source in sources:
         identity = str(source.path.resolve()) if source.path is not None else source.name
@@ -118,7 +121,7 @@ def resolve(names: Sequence[str], flag: str, *, weights: bool = True, streaming:
 def _weighted(given: str, flag: str, weights: bool) -> tuple[str, float]:
     """A name and its weight; a file whose name itself ends like a weight is that file."""
     match = _WEIGHTED.fullmatch(given)
-    if match is None or Path(given).expanduser().exists():
+    if match is None or _path(given).exists():
         return given, 1.0
     weight = float(match["weight"])
     if not weights or weight == 0:
@@ -132,6 +135,11 @@ def _weighted(given: str, flag: str, weights: bool) -> tuple[str, float]:
     return match["name"], weight
 
 
+def _path(name: str) -> Path:
+    """The name with ~ filled in; ~ before an unknown user stays, where Path.expanduser raises RuntimeError."""
+    return Path(os.path.expanduser(name))
+
+
 def _suffix(path: Path) -> str:
     """The part of the name that tells the kind of file: .jsonl, or .jsonl.gz."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
@@ -139,7 +147,7 @@ def _suffix(path: Path) -> str:
 
 
 def _resolve_one(name: str, flag: str) -> list[Source]:
-    path = Path(name).expanduser()
+    path = _path(name)
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if _suffix(p) in READERS and not p.name.startswith("."))
         return [_file(p, str(Path(name) / p.name), flag) for p in files] or _nothing(name, flag, "the folder")

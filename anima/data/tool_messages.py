@@ -46,7 +46,7 @@ def tools_of(row: Mapping[str, object], source: str) -> str:
     if isinstance(tools, str) and tools.strip():
         try:
             tools = json.loads(tools)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _wrong("tools is no JSON", tools, source) from None
     if _absent(tools) or tools in ("", []):
         return ""
@@ -64,7 +64,7 @@ def _call(call: Mapping[str, object], path: str, source: str) -> dict[str, objec
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _wrong(f"{path}: the arguments are no JSON", arguments, source) from None
     if not isinstance(arguments, dict):
         raise _wrong(f"{path}: the arguments are no object", arguments, source)

@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing.connection import wait
 from multiprocessing.reduction import ForkingPickler
+from pickle import PicklingError
 
 from anima.data.row_work import EncodedBatch, RowBatch, RowWork
 from anima.errors import DataError
@@ -72,7 +73,7 @@ def encode_all(work: RowWork, batches: Iterator[RowBatch], workers: int | None) 
 def _can_be_sent(work: RowWork) -> bool:
     try:
         ForkingPickler.dumps(work)
-    except (TypeError, AttributeError):
+    except (TypeError, AttributeError, PicklingError):
         return False
     return True
 

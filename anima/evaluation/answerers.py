@@ -11,19 +11,22 @@ from anima.data.records import Message
 from anima.evaluation.answers import Answer, answers_of_file
 from anima.evaluation.contestants import Contestant
 from anima.evaluation.questions import Question, QuestionField
-from anima.inference.adapter_folder import read_record
+from anima.inference.adapter_folder import read_adapter_record
+from anima.model.tokenizer import check_model_source
 
 
 def check_contestant(contestant: Contestant, questions: Sequence[Question], field: QuestionField) -> None:
     """Find what is wrong with a contestant without loading its model.
 
     Raises:
-        ModelError: the folder is no adapter of ours.
+        ModelError: the folder is no adapter of ours or is damaged, or there is no such model or base.
         DataError: the file of answers cannot be used.
     """
     if contestant.kind == "adapter":
-        read_record(Path(contestant.path).expanduser())
-    elif contestant.kind == "file":
+        check_model_source(read_adapter_record(Path(contestant.path).expanduser()).model_name_or_path)
+    elif contestant.kind == "base":
+        check_model_source(contestant.path)
+    else:
         answers_of_file(contestant.path, questions, field)
 
 

@@ -153,7 +153,7 @@ def answers_of_file(path: str, questions: Sequence[Question], field: QuestionFie
         field: Which words are asked.
 
     Raises:
-        DataError: no such file, a row without the two keys, or a question without an answer.
+        DataError: no such file, a row without the two keys, an id given twice, or a question without an answer.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -161,7 +161,11 @@ def answers_of_file(path: str, questions: Sequence[Question], field: QuestionFie
     by_id: dict[str, str] = {}
     for row in read_jsonl(file, path):
         where = f"{path}{row.place}"
-        by_id[str(row.values.get("question_id"))] = field_of(row.values, "answer", where)
+        question_id = row.values.get("question_id")
+        if question_id is None or str(question_id) in by_id:
+            what = "question_id is missing" if question_id is None else "a question is answered twice"
+            raise DataError(what, where=where, got=question_id, fix="one row a question, with question_id and answer")
+        by_id[str(question_id)] = field_of(row.values, "answer", where)
     by_words: dict[str, str] = {}
     for question in questions:
         if str(question.question_id) not in by_id:

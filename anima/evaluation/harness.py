@@ -8,17 +8,27 @@ from anima.errors import ConfigError
 from anima.model.packed import CausalModel, generating
 
 
-def check_harness() -> None:
-    """Find out in the first second whether the harness is there.
+def check_harness(tasks: Sequence[str], include_path: str | None) -> None:
+    """Find out before a model is loaded whether the harness is there and knows the tasks.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: it is not installed, or does not know one.
     """
     if find_spec("lm_eval") is None:
         raise ConfigError(
             "lm-eval is not installed",
             where="--lm_eval_tasks",
             fix='pip install -c constraints.txt "lm-eval>=0.4.13"',
+        )
+    from lm_eval.tasks import TaskManager
+
+    unknown = sorted(set(tasks) - set(TaskManager(include_path=include_path).match_tasks(list(tasks))))
+    if unknown:
+        raise ConfigError(
+            "the harness knows no such task",
+            where="--lm_eval_tasks",
+            got=", ".join(unknown),
+            fix="lm-eval ls tasks lists them; --lm_eval_include FOLDER adds one's own",
         )
 
 
@@ -32,7 +42,7 @@ def run_harness(
     limit: int | None,
     batch_size: int,
 ) -> dict[str, dict[str, float]]:
-    """Metrics by task.
+    """Metrics by task; `check_harness` has said that all tasks are known.
 
     Args:
         model: As `load_base` leaves it, with or without an adapter in force.
@@ -42,29 +52,17 @@ def run_harness(
         num_fewshot: Solved examples before each question; None for the task's own number.
         limit: Only so many rows of each task; None for all.
         batch_size: Rows at a time.
-
-    Raises:
-        ConfigError: a task that the harness does not know.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=include_path)
-    unknown = sorted(set(tasks) - set(manager.match_tasks(list(tasks))))
-    if unknown:
-        raise ConfigError(
-            "the harness knows no such task",
-            where="--lm_eval_tasks",
-            got=", ".join(unknown),
-            fix="lm-eval ls tasks lists them; --lm_eval_include FOLDER adds one's own",
-        )
     with generating(model):
         wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device))
         found = lm_eval.simple_evaluate(
             model=wrapped,
             tasks=list(tasks),
-            task_manager=manager,
+            task_manager=TaskManager(include_path=include_path),
             num_fewshot=num_fewshot,
             limit=limit,
             bootstrap_iters=0,

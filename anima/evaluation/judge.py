@@ -113,7 +113,7 @@ class EndpointJudge:
 
         Raises:
             JudgeError: it still fails after all retries.
-            ConfigError: it refuses the request: wrong key, unknown model, too long a text.
+            ConfigError: it refuses the request (wrong key, unknown model, too long a text), or sends no completion.
         """
         for attempt in range(self._endpoint.max_retries + 1):
             self._limit.wait()
@@ -131,7 +131,7 @@ class EndpointJudge:
                         fix="start the server or wait, and type the same command again: nothing is judged twice",
                     ) from None
                 self._sleep(self._pause(attempt, error))
-            except openai.APIStatusError as error:
+            except (openai.APIStatusError, ValueError) as error:  # ValueError: a body that is no JSON
                 raise self._refused(error) from None
         raise AssertionError("the loop returns or raises")
 
@@ -146,13 +146,16 @@ class EndpointJudge:
             messages=messages,  # type: ignore[arg-type]  # plain dicts of the two roles
             extra_body=body,
         )
-        choice = reply.choices[0]
+        # The client checks no reply: a page of some other server arrives as text, an error under status 200 as nothing.
+        choices = getattr(reply, "choices", None)
+        if not choices or choices[0].message is None:
+            raise ValueError(f"a reply without a choice: {str(reply)[:200]}")
         usage = reply.usage
         return Reply(
-            choice.message.content or "",
-            usage.prompt_tokens if usage else 0,
-            usage.completion_tokens if usage else 0,
-            choice.finish_reason or "",
+            choices[0].message.content or "",
+            (usage.prompt_tokens if usage else 0) or 0,
+            (usage.completion_tokens if usage else 0) or 0,
+            choices[0].finish_reason or "",
         )
 
     def _pause(self, attempt: int, error: Exception) -> float:
@@ -165,13 +168,15 @@ class EndpointJudge:
             least = 0.0
         return max(least, min(LONGEST_WAIT_SECONDS, 2.0**attempt) * self._jitter.uniform(0.5, 1.0))
 
-    def _refused(self, error: openai.APIStatusError | openai.APIError) -> ConfigError:
+    def _refused(self, error: Exception) -> ConfigError:
         return ConfigError(
-            "the judge's endpoint refuses the request",
+            "the judge's endpoint sends no chat completion"
+            if isinstance(error, ValueError)
+            else "the judge's endpoint refuses the request",
             where=self._endpoint.base_url or "OpenAI's endpoint",
             got=self._without_key(error),
-            fix="check --judge_model, the key and --base_url; some models want --max_tokens_name max_completion_tokens "
-            "or --temperature None",
+            fix="check --judge_model, the key and --base_url (most end in /v1); some models want "
+            "--max_tokens_name max_completion_tokens or --temperature None",
         )
 
     def _without_key(self, error: Exception) -> str:

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -103,6 +104,8 @@ def write_whole(path: Path, text: str) -> None:
         staging.write_text(text, encoding="utf-8", errors="replace")
         os.replace(staging, path)
     except OSError as error:
+        with suppress(OSError):  # the folder itself may be missing
+            staging.unlink()
         raise ConfigError("the file cannot be written", where=path, got=error.strerror) from None
 
 

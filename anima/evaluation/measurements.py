@@ -1,7 +1,9 @@
 """What launch/evaluate.py can measure, as flags. Knows nothing of how."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from anima.config.checks import require
 from anima.errors import ConfigError
 
 
@@ -49,6 +51,25 @@ class Measurements:
                 where="--eval_files, --questions, --mmlu_files or --lm_eval_tasks",
                 fix="--eval_files launch/data/quickstart_sft_eval.jsonl",
             )
-        for name in ("batch_size", "max_new_tokens", "mmlu_shots", "micro_batch_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError("too small", where=f"--{name}", got=getattr(self, name), allowed="1 or more")
+        for name in ("batch_size", "max_new_tokens", "mmlu_shots", "mmlu_max_tokens", "micro_batch_tokens"):
+            require(getattr(self, name) >= 1, "too small", name, getattr(self, name), "1 or more")
+        for name in ("num_questions", "mmlu_questions", "lm_eval_limit"):
+            number = getattr(self, name)
+            require(number is None or number >= 1, "nothing would be asked", name, number, "1 or more, or None")
+        for name, whole in (("mmlu_examples", "mmlu_files"), ("lm_eval_include", "lm_eval_tasks")):
+            given = getattr(self, name)
+            require(
+                given is None or bool(getattr(self, whole)),
+                "there is nothing it belongs to",
+                name,
+                given,
+                f"beside --{whole}",
+            )
+        names = [Path(path).stem for path in self.mmlu_files]
+        require(
+            len(set(names)) == len(names),
+            "two files of one name, by which their results are kept",
+            "mmlu_files",
+            names,
+            "different names",
+        )

@@ -8,9 +8,11 @@ from anima.config.schema import DataConfig
 from anima.data.loader import EvalLoader
 from anima.data.prepare import prepare
 from anima.data.records import Message
+from anima.data.sources import resolve
 from anima.data.templates import make_template
+from anima.errors import DataError
 from anima.evaluation.answers import answer_questions, missing_questions
-from anima.evaluation.contestants import Contestant
+from anima.evaluation.contestants import Contestant, Kind
 from anima.evaluation.harness import check_harness, run_harness
 from anima.evaluation.lines import write_whole
 from anima.evaluation.measurements import Measurements
@@ -24,19 +26,21 @@ Numbers = dict[str, dict[str, float]]
 """Metrics by measurement, such as {"held_out": {"loss": 2.1}}."""
 
 
-def check_measurements(wanted: Measurements) -> None:
-    """Read every file and look for the harness before a model is loaded.
+def check_measurements(wanted: Measurements, output_dir: Path) -> None:
+    """Find the held-out files, read all others and ask the harness, before a model is loaded.
 
     Raises:
-        DataError: a file that cannot be used.
-        ConfigError: the harness is asked for and absent.
+        DataError: a file that cannot be used, or earlier results that cannot be read.
+        ConfigError: the harness is asked for and absent, or knows no such task.
     """
+    resolve(wanted.eval_files, "eval_files", weights=False)
     for path in wanted.mmlu_files:
         choices_of(wanted, path)
     if wanted.questions is not None:
         read_questions(wanted.questions)
     if wanted.lm_eval_tasks:
-        check_harness()
+        check_harness(wanted.lm_eval_tasks, wanted.lm_eval_include)
+    read_numbers(output_dir)
 
 
 def choices_of(wanted: Measurements, path: str) -> list[Choice]:
@@ -48,7 +52,14 @@ def choices_of(wanted: Measurements, path: str) -> list[Choice]:
 def measure(
     speakers: Speakers, name: str, wanted: Measurements, output_dir: Path, tell: Callable[[str], None]
 ) -> Numbers:
-    """All measurements of one speaker; answers that were made before are kept."""
+    """All measurements of one speaker; answers that were made before are kept.
+
+    Raises:
+        ConfigError: answers that were made before were made in another way.
+        DataError: a question's words have changed since, or a held-out row cannot be used.
+    """
+    # Answers come first: what they may be refused for must not cost hours of other measurements.
+    answers = _answers(speakers, name, wanted, output_dir, tell) if wanted.questions is not None else None
     numbers: Numbers = {}
     if wanted.eval_files:
         numbers["held_out"] = _held_out(speakers, name, wanted)
@@ -71,8 +82,8 @@ def measure(
                 limit=wanted.lm_eval_limit,
                 batch_size=wanted.batch_size,
             )
-    if wanted.questions is not None:
-        numbers["answers"] = _answers(speakers, name, wanted, output_dir, tell)
+    if answers is not None:
+        numbers["answers"] = answers
     return numbers
 
 
@@ -81,22 +92,24 @@ def _held_out(speakers: Speakers, name: str, wanted: Measurements) -> dict[str, 
     with speakers.network(name) as (model, tokenizer):
         # Of every answer of a conversation, as in training; the speaker's own template tells only the last one apart.
         template = make_template(speakers.template(name).name, tokenizer)  # type: ignore[arg-type]  # a known name
-        data = prepare(config, tokenizer, seed=0, template=template).train
+        prepared = prepare(config, tokenizer, seed=0, template=template)
         loader = EvalLoader(
-            data,
+            prepared.train,
             micro_batch_tokens=max(wanted.micro_batch_tokens, wanted.max_seq_length),
             packing=True,
             rank=0,
             world_size=1,
         )
-        return held_out_loss(Scored(model), loader)
+        dropped = sum(tally.rows for tally in prepared.report.train.dropped.values())
+        return {**held_out_loss(Scored(model), loader), "dropped": float(dropped)}
 
 
 def _answers(
     speakers: Speakers, name: str, wanted: Measurements, output_dir: Path, tell: Callable[[str], None]
 ) -> dict[str, float]:
     questions: list[Question] = read_questions(str(wanted.questions))[: wanted.num_questions]
-    contestant = Contestant(name, "base" if name == BASE else "adapter", speakers.identity(name))
+    kind: Kind = "base" if name == BASE else "adapter"
+    contestant = Contestant(name, kind, speakers.identity(name), quantization=speakers.quantization)
     missing = missing_questions(output_dir, contestant, questions, "text", wanted.max_new_tokens)
 
     def answer(prompts: Sequence[str]) -> list[str]:
@@ -116,12 +129,32 @@ def _answers(
     return {"answered": float(len(questions)), "made_now": float(len(missing))}
 
 
+def read_numbers(output_dir: Path) -> dict[str, Numbers]:
+    """What earlier calls measured, by model.
+
+    Raises:
+        DataError: the file holds something else.
+    """
+    path = output_dir / RESULTS
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): dict(numbers) for name, numbers in found.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            "earlier results cannot be read",
+            where=path,
+            got=f"{type(error).__name__}: {error}",
+            fix="remove this file, or choose another --output_dir",
+        ) from None
+
+
 def write_numbers(output_dir: Path, numbers: dict[str, Numbers]) -> None:
     """All that is known, in one JSON; measurements of earlier calls stay unless they were made again."""
-    path = output_dir / RESULTS
-    before: dict[str, Numbers] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    before = read_numbers(output_dir)
     together = {name: {**before.get(name, {}), **numbers.get(name, {})} for name in dict.fromkeys([*before, *numbers])}
-    write_whole(path, json.dumps(together, indent=1, ensure_ascii=False) + "\n")
+    write_whole(output_dir / RESULTS, json.dumps(together, indent=1, ensure_ascii=False) + "\n")
 
 
 def number_lines(numbers: dict[str, Numbers]) -> list[str]:

@@ -3,23 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
+from anima.config.checks import require
 from anima.errors import ConfigError
 from anima.evaluation.questions import QuestionField
 from anima.evaluation.ratings import Method
 
 if TYPE_CHECKING:
     from anima.evaluation.judge import Endpoint
-
-
-def require(condition: bool, what: str, flag: str, got: object, allowed: str) -> None:
-    """Refuse a flag's value.
-
-    Raises:
-        ConfigError: the condition does not hold.
-    """
-    if not condition:
-        raise ConfigError(what, where=f"--{flag}", got=repr(got), allowed=allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +68,7 @@ class EndpointOptions:
                 fix="--judge_model NAME, or export ANIMA_JUDGE_MODEL=NAME",
             )
         base_url = self.base_url or environment.get("OPENAI_BASE_URL")
-        if base_url is not None and not base_url.startswith(("http://", "https://")):
+        if base_url is not None and not _is_url(base_url):
             raise ConfigError("no URL", where="--base_url", got=base_url, allowed="http://… or https://…")
         return Endpoint(
             base_url=base_url,
@@ -90,6 +82,14 @@ class EndpointOptions:
             requests_per_minute=self.requests_per_minute,
             seed=seed,
         )
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +184,7 @@ class RateOptions:
     start: float = 1000.0
     """Elo before the first match."""
     start_ratings: tuple[str, ...] = ()
-    """NAME=RATING of models that start elsewhere, for method elo: continues a recorded tournament."""
+    """NAME=RATING of models that start elsewhere, for Elo in one order: continues a recorded tournament."""
     num_orderings: int = 10_000
     """Random orders of the matches."""
     num_bootstrap: int = 1000
@@ -199,6 +199,8 @@ class RateOptions:
         require(self.num_bootstrap >= 2, "no interval", "num_bootstrap", self.num_bootstrap, "2 or more")
         require(self.scale > 0, "the scale is positive", "scale", self.scale, "above 0")
         require(self.base > 1, "the base is above 1", "base", self.base, "above 1")
+        used = not self.start_ratings or self.method in ("elo", "all")
+        require(used, "this method starts nowhere", "start_ratings", self.start_ratings, "with --method elo or all")
 
     def started(self) -> dict[str, float]:
         """Start ratings by model.

@@ -69,8 +69,10 @@ def report_page(document: Document, verdicts: Sequence[Verdict], answers: Answer
 def battle_data(verdicts: Sequence[Verdict], answers: Answers, ranked: Sequence[str]) -> dict[str, object]:
     """What page.js draws: every battle with both orders, each text once."""
     groups: dict[tuple[str, str, str, str], list[Verdict]] = {}
+    # Without a rating, and so behind all others: judged after the ratings, or never in a way that can be read.
+    models = [*ranked, *sorted({name for v in verdicts for name in (v.first, v.second)} - set(ranked))]
     for verdict in verdicts:
-        one, other = sorted((verdict.first, verdict.second), key=ranked.index)
+        one, other = sorted((verdict.first, verdict.second), key=models.index)
         groups.setdefault((verdict.question_id, one, other, verdict.judge), []).append(verdict)
     battles = []
     for (question, one, other, judge), group in groups.items():
@@ -96,10 +98,10 @@ def battle_data(verdicts: Sequence[Verdict], answers: Answers, ranked: Sequence[
         )
     asked = {verdict.question_id: answers[verdict.first][verdict.question_id].question for verdict in verdicts}
     said = {
-        name: {question: answers[name][question].answer for question in asked if question in answers[name]}
-        for name in ranked
+        name: {question: given[question].answer for question in asked if question in given}
+        for name, given in ((name, answers.get(name, {})) for name in models)
     }
-    return {"models": list(ranked), "questions": asked, "answers": said, "battles": battles}
+    return {"models": models, "questions": asked, "answers": said, "battles": battles}
 
 
 def _result(group: Sequence[Verdict]) -> str:

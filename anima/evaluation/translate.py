@@ -50,7 +50,7 @@ def translate_questions(
 ) -> list[Question]:
     """All questions with their translations, in their order; what an earlier run translated is not asked again.
 
-    A question whose translation came back empty is asked again next time and is left out here.
+    A question whose translation came back empty or cut off is asked again next time and is left out here.
 
     Args:
         arena: Folder of the memory.
@@ -69,21 +69,24 @@ def translate_questions(
     with LineWriter(arena / FILE) as writer, ThreadPoolExecutor(concurrency) as pool:
         running = {pool.submit(ask, SYSTEM, translation_request(q.text, language)): q for q in missing}
         failure: BaseException | None = None
-        for future in as_completed(running):
-            if future.cancelled():
-                continue
-            if (error := future.exception()) is not None:
-                failure = failure or error
-                for other in running:
-                    other.cancel()
-                continue
-            question, reply = running[future], future.result()
-            translation = clean_translation(reply.text, question.text)
-            if translation:
-                row = {"question_id": question.question_id, "text": question.text, "language": language}
-                writer.append({**row, "model": model, "translation": translation, "reply": reply.text})
-                known[question.text, language, model] = translation
-            on_reply(reply)
+        try:
+            for future in as_completed(running):
+                if future.cancelled():
+                    continue
+                if (error := future.exception()) is not None:
+                    failure = failure or error
+                    for other in running:
+                        other.cancel()
+                    continue
+                question, reply = running[future], future.result()
+                translation = clean_translation(reply.text, question.text)
+                if translation and reply.finish_reason != "length":
+                    row = {"question_id": question.question_id, "text": question.text, "language": language}
+                    writer.append({**row, "model": model, "translation": translation, "reply": reply.text})
+                    known[question.text, language, model] = translation
+                on_reply(reply)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C or a full disk: pay for nothing that would be lost
     if failure is not None:
         raise failure
     return [

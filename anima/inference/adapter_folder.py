@@ -16,7 +16,7 @@ from anima.data.records import Conversation, Message
 from anima.data.segments import Template, join
 from anima.errors import ModelError
 from anima.model.compute import Compute
-from anima.model.lora import AdaptedModel, adapter_on_host, save_adapter
+from anima.model.lora import AdaptedModel, adapter_on_host, check_adapter_files, save_adapter
 
 RECORD = "anima.json"
 PROBE = Conversation(
@@ -80,7 +80,7 @@ def read_record(folder: Path) -> AdapterRecord:
         values: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         known = AdapterRecord.__dataclass_fields__
         return AdapterRecord(**{name: str(value) for name, value in values.items() if name in known})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ModelError(
             "the folder does not say how its adapter was trained",
             where=path,
@@ -88,6 +88,17 @@ def read_record(folder: Path) -> AdapterRecord:
             allowed="the adapter/ folder of a run, or one of its checkpoints",
             fix="point to such a folder",
         ) from error
+
+
+def read_adapter_record(folder: Path) -> AdapterRecord:
+    """`read_record` of a folder that an adapter can be loaded from.
+
+    Raises:
+        ModelError: the folder is no adapter of ours, or its files are missing or damaged.
+    """
+    record = read_record(folder)
+    check_adapter_files(folder, str(folder))
+    return record
 
 
 def has_record(model_name_or_path: str | None) -> bool:

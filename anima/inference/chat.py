@@ -12,7 +12,15 @@ from anima.config.schema import ChatTemplate, ModelConfig
 from anima.data.records import Message
 from anima.data.templates import Template, make_template
 from anima.errors import ModelError
-from anima.inference.adapter_folder import RECORD, AdapterRecord, check_base, check_template, read_record
+from anima.inference.adapter_folder import (
+    RECORD,
+    AdapterRecord,
+    check_base,
+    check_template,
+    has_record,
+    read_adapter_record,
+    read_record,
+)
 from anima.inference.answering import Answerer
 from anima.inference.generate import GREEDY, Sampling
 from anima.model.adapters import Adapters
@@ -34,7 +42,8 @@ class SpeakerSettings:
         adapters: Adapter folders by the names of their speakers.
         model_name_or_path: The base, or a merged model; None for the one that the adapters name.
         device: auto, cuda or cpu.
-        quantization: Of a base without adapters; an adapter's is that of its training.
+        quantization: Of a base without adapters: auto is none for a merged folder, else nf4. An adapter's is that of
+            its training.
         chat_template: Another template than the training's; needs `allow_mismatch` where there is an adapter.
         allow_mismatch: Go on with another base or template than those of the training.
     """
@@ -42,7 +51,7 @@ class SpeakerSettings:
     adapters: Mapping[str, Path]
     model_name_or_path: str | None = None
     device: str = "auto"
-    quantization: Quantization = "nf4"
+    quantization: Literal["auto", "nf4", "none"] = "auto"
     chat_template: ChatTemplate | None = None
     allow_mismatch: bool = False
 
@@ -50,8 +59,15 @@ class SpeakerSettings:
 class Speakers:
     """One base in memory and the adapters that speak through it."""
 
-    def __init__(self, adapters: Adapters, answerers: Mapping[str, Answerer], places: Mapping[str, str]) -> None:
-        """`answerers` and where they lie by name, `BASE` among them."""
+    def __init__(
+        self,
+        adapters: Adapters,
+        answerers: Mapping[str, Answerer],
+        places: Mapping[str, str],
+        quantization: Quantization,
+    ) -> None:
+        """`answerers` and where they lie by name, `BASE` among them; `quantization` of the base under all of them."""
+        self.quantization = quantization
         self._places = dict(places)
         self._adapters = adapters
         self._answerers = dict(answerers)
@@ -134,7 +150,7 @@ def load_speakers(settings: SpeakerSettings) -> Speakers:
     Raises:
         ModelError: missing files, adapters of several bases, another base or template than that of the training.
     """
-    records = {name: read_record(folder) for name, folder in settings.adapters.items()}
+    records = {name: read_adapter_record(folder) for name, folder in settings.adapters.items()}
     config = _base_config(settings, records)
     compute = choose_compute(settings.device, "auto", 0)
     told: dict[str, tuple[PreTrainedTokenizerBase, Template]] = {}
@@ -151,7 +167,8 @@ def load_speakers(settings: SpeakerSettings) -> Speakers:
         hold_dense(base)
     adapters = Adapters(base, settings.adapters)
     places = {BASE: config.model_name_or_path, **{name: str(folder) for name, folder in settings.adapters.items()}}
-    return Speakers(adapters, {name: Answerer(adapters.model, *voice) for name, voice in told.items()}, places)
+    answerers = {name: Answerer(adapters.model, *voice) for name, voice in told.items()}
+    return Speakers(adapters, answerers, places, config.quantization)
 
 
 def _template_name(settings: SpeakerSettings, record: AdapterRecord) -> ChatTemplate:
@@ -170,9 +187,19 @@ def _base_config(settings: SpeakerSettings, records: Mapping[str, AdapterRecord]
     if not bases:
         if settings.model_name_or_path is None:
             raise ModelError("nobody to talk to", where="--adapter or --model_name_or_path", fix="--adapter FOLDER")
-        return ModelConfig(model_name_or_path=settings.model_name_or_path, quantization=settings.quantization)
+        wanted = settings.quantization
+        if wanted == "auto":
+            wanted = "none" if has_record(settings.model_name_or_path) else "nf4"
+        return ModelConfig(model_name_or_path=settings.model_name_or_path, quantization=wanted)
     ((path, form),) = bases
     quantization: Quantization = "nf4" if form == "nf4" else "none"
+    if settings.quantization not in ("auto", quantization):
+        raise ModelError(
+            "adapters run on their base as it was in their training",
+            where="--quantization",
+            got=settings.quantization,
+            allowed=f"auto or {quantization}",
+        )
     return ModelConfig(model_name_or_path=settings.model_name_or_path or path, quantization=quantization)
 
 

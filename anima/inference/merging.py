@@ -117,8 +117,8 @@ def _check_bases(
     if chosen is None:
         chosen = folding
         problems.append(_other_base(records[0], request.adapters[0], folding, folding.fingerprint(0)))
-    if folding.original is not None and folding.base.is_nf4:
-        quantized = folding.original.fingerprint(chosen.trained_dtype, folding.compute.device, nf4=True)
+    if folding.original is not None and folding.original is not folding.base:
+        quantized = folding.original.fingerprint(chosen.trained_dtype, folding.compute.device, nf4=folding.nf4)
         if quantized != chosen.fingerprint(0):
             problems.append(_not_the_original(folding, chosen.fingerprint(0), quantized))
     for number, record in enumerate(records[1:], start=1):
@@ -148,11 +148,13 @@ def _other_base(record: AdapterRecord, adapter: str, folding: Folding, found: st
 def _not_the_original(folding: Folding, expected: str, quantized: str) -> ModelError:
     assert folding.original is not None
     return ModelError(
-        "the 16-bit model does not quantise to this base",
+        "the 16-bit model is not the one that the base comes from",
         where=f"--original {folding.original.folder}",
         got=f"fingerprint {quantized}",
         allowed=f"{expected}, that of {folding.base.folder}",
-        fix="name the model that was quantised; on another device than then its bits may differ: --allow_mismatch True",
+        fix="name the model that was quantised; on another device than then its bits may differ: --allow_mismatch True"
+        if folding.base.is_nf4
+        else "leave --original out: the base is in 16 bit itself",
     )
 
 

@@ -13,6 +13,9 @@ STRETCH = 5
 """Characters of a stretch; works for scripts with and without spaces."""
 
 NUM_HASHES = 128
+FINEST = 0.95
+"""Highest threshold of the index, which refuses 0.99 and more; candidates are compared with the similarity anyway."""
+
 _SPACE = re.compile(r"\s+")
 
 
@@ -30,7 +33,7 @@ class NearDuplicates:
 
     def __init__(self, similarity: float) -> None:
         self._similarity = similarity
-        self._index = MinHashLSH(threshold=similarity, num_perm=NUM_HASHES)
+        self._index = MinHashLSH(threshold=min(similarity, FINEST), num_perm=NUM_HASHES)
         self._hashes: dict[int, MinHash] = {}
 
     def find_and_add(self, key: int, text: str) -> list[tuple[int, float]]:
@@ -40,7 +43,7 @@ class NearDuplicates:
             key: Number of the text, used once.
             text: As `normalised` gives it.
         """
-        pieces = {text[i : i + STRETCH].encode() for i in range(max(1, len(text) - STRETCH + 1))}
+        pieces = {text[i : i + STRETCH].encode("utf-8", "replace") for i in range(max(1, len(text) - STRETCH + 1))}
         found = MinHash(num_perm=NUM_HASHES, hashfunc=zlib.crc32)
         found.update_batch(pieces)
         candidates = [(other, found.jaccard(self._hashes[other])) for other in self._index.query(found)]

@@ -6,7 +6,6 @@ Every text of the data is escaped. Knows nothing of how samples and figures were
 import html
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 
 from anima.inspection.samples import TEMPLATE, Piece, Sample, learned_share
 from anima.inspection.stats import Stats, facts, table
@@ -94,14 +93,6 @@ def stats_page(stats: Stats, *, title: str, notes: Sequence[str]) -> str:
         f"<h1>{html.escape(title)}</h1>{noted}<h2>Tokens of a row, before anything is cut</h2>"
         f"<table><tr>{cells}</tr>{lines}</table><h2>Training</h2>{said}<h2>Rows by total tokens</h2>{_bars(stats)}",
     )
-
-
-def write_page(path: str, text: str) -> Path:
-    """Write a page and return where it lies."""
-    target = Path(path).expanduser()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text, encoding="utf-8")
-    return target
 
 
 def _page(title: str, body: str) -> str:

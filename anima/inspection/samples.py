@@ -5,7 +5,7 @@ Goes through the same conversion, template and encoder as training. Knows neithe
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 from anima.config.schema import DataConfig
@@ -26,6 +26,9 @@ from anima.errors import DataError
 
 TEMPLATE = "template"
 """The speaker of text that the template brings."""
+
+FIRST_ROWS = 3
+"""Rows that are shown where none are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +82,18 @@ class SampleReader:
 
         Args:
             flag: train_files or eval_files.
-            wanted: Numbers of rows from 1 over all files, or places such as `a.jsonl:7`.
+            wanted: Numbers of rows from 1 over all files, or places such as `a.jsonl:7`; none: the first rows.
 
         Raises:
             DataError: A row is not there, or a file cannot be read.
         """
         left = set(wanted)
         samples = []
+        if not wanted:
+            for row, batch in islice(self._rows(flag), FIRST_ROWS):
+                samples += self._samples(row, batch)
+            if samples:
+                return samples
         for number, (row, batch) in enumerate(self._rows(flag), start=1):
             names = {str(number), batch.name + row.place, batch.name + row.place.replace(": row ", ":")}
             if names & left:
@@ -96,8 +104,9 @@ class SampleReader:
         raise DataError(
             "there is no such row",
             where="--rows",
-            got=", ".join(sorted(left)),
+            got=", ".join(sorted(left)) or "no row that can be read",
             allowed="numbers from 1 over all files, or places as reports name them, such as data.jsonl:7",
+            fix="look with `check`, which names the rows that cannot be read at all",
         )
 
     def _rows(self, flag: str) -> Iterator[tuple[RawRow, RowBatch]]:
@@ -214,8 +223,9 @@ def _roles(segments: Sequence[Segment], conversation: Conversation) -> list[tupl
 
 
 def _raw(row: RawRow, source: str, layout: str, why: str) -> Sample:
-    """A row that could not be rendered, as it stands in the file."""
-    values = tuple(Piece(f"{key}: {value}\n", (), "raw", False, False) for key, value in row.values.items())
+    """A row that could not be rendered, as it stands in the file; half characters, which nothing prints, as escapes."""
+    texts = (f"{key}: {value}\n".encode("utf-8", "backslashreplace").decode() for key, value in row.values.items())
+    values = tuple(Piece(text, (), "raw", False, False) for text in texts)
     return Sample(source, layout, f"left out, {why}", False, 0, 0, values)
 
 

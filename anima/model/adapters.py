@@ -9,22 +9,20 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from anima.errors import ModelError
-from anima.model.lora import check_adapter_files
 
 
 class Adapters:
     """A model that speaks through any of its adapters."""
 
     def __init__(self, base: PreTrainedModel, folders: Mapping[str, Path]) -> None:
-        """Put the adapters of `folders`, by name, beside the layers of `base`; nothing is trainable.
+        """Put the adapters of `folders`, checked and by name, beside the layers of `base`; nothing is trainable.
 
         Raises:
-            ModelError: files are missing, or an adapter's matrices do not fit the model.
+            ModelError: an adapter's matrices do not fit the model.
         """
         self._base = base
         self._adapted: PeftModel | None = None
         for name, folder in folders.items():
-            check_adapter_files(folder, str(folder))
             try:
                 self._load(name, folder)
             except (RuntimeError, ValueError) as error:

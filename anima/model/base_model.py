@@ -67,7 +67,8 @@ def load_settings(config: ModelConfig) -> PretrainedConfig:
     """
     check_model_source(config.model_name_or_path)
     try:
-        settings = AutoConfig.from_pretrained(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
+        source = model_location(config.model_name_or_path)
+        settings = AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
         raise ModelError(
             "the model's config cannot be read",

@@ -5,7 +5,7 @@ incoming gradients get one scale a row. Nothing saturates: each scale is the lar
 al. 2022, e4m3). LoRA, norms, attention and loss stay in bf16.
 """
 
-import weakref
+import copy
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
 from anima.errors import ModelError
-from anima.model.nf4 import dequantize
+from anima.model.nf4 import dequantize, unpack
 
 E4M3_MAX = 448.0
 MULTIPLE = 16
@@ -78,20 +78,20 @@ def enable_fp8(model: nn.Module, layers: list[nn.Linear]) -> list[str]:
     return left
 
 
-def product(x: Tensor, base: nn.Linear) -> Tensor:
+def product(rows: tuple[Tensor, Tensor], base: nn.Linear, dtype: torch.dtype) -> Tensor:
     """x W^T over fp8, without the bias.
 
     Args:
-        x: (…, in).
+        rows: x, (tokens, in), as `quantize_rows` gives it.
         base: A layer that `enable_fp8` set up.
+        dtype: Of the result.
 
     Returns:
-        (tokens, out) in x's number format.
+        (tokens, out).
     """
-    rows, row_scales = _rows_once(x)
     scales: WeightScales = getattr(base, _ATTRIBUTE)
     weight = weight_in_fp8(base, scales, transposed=False)
-    return _scaled_product(rows, weight, row_scales, scales.rows, x.dtype)
+    return _scaled_product(rows[0], weight, rows[1], scales.rows, dtype)
 
 
 def product_transposed(gradient_TO: Tensor, base: nn.Linear) -> Tensor:
@@ -122,36 +122,15 @@ def rows_by_torch(values: Tensor) -> tuple[Tensor, Tensor]:
 def weight_in_fp8(base: nn.Linear, scales: WeightScales, *, transposed: bool) -> Tensor:
     """The frozen matrix as e4m3, (out, in), or (in, out) if transposed; both row-major."""
     if base.weight.is_cuda:
-        return _unpack(base, scales, transposed)
+        state = cast(Any, base.weight).quant_state
+        return unpack(base.weight.data, state, torch.float8_e4m3fn, inverse_scale=scales.inverse, transposed=transposed)
     return weight_by_torch(base, scales, transposed=transposed)
 
 
 def weight_by_torch(base: nn.Linear, scales: WeightScales, *, transposed: bool) -> Tensor:
     """The reference of the kernel."""
-    state = cast(Any, base.weight).quant_state
-    weight = (dequantize(base.weight.data, state).float() * scales.inverse).to(torch.float8_e4m3fn)
+    weight = (_exact(base) * scales.inverse).to(torch.float8_e4m3fn)
     return weight.T.contiguous() if transposed else weight
-
-
-def unpack_arguments(base: nn.Linear) -> dict[str, Any]:
-    """The parts of bitsandbytes' NF4 state that the kernel reads."""
-    state = cast(Any, base.weight).quant_state
-    nested = (state.state2.code, state.state2.absmax, state.offset) if state.nested else None
-    return {
-        "packed": base.weight.data.view(-1),
-        "absmax": state.absmax,
-        "nested": nested,
-        "codes": state.code,
-        "shape": tuple(state.shape),
-        "blocksize": state.blocksize,
-        "groupsize": state.state2.blocksize if state.nested else 1,
-    }
-
-
-def _unpack(base: nn.Linear, scales: WeightScales, transposed: bool) -> Tensor:
-    from anima.model import fp8_kernels
-
-    return fp8_kernels.unpack(**unpack_arguments(base), inverse_scale=scales.inverse, transposed=transposed)
 
 
 def _scaled_product(
@@ -162,25 +141,6 @@ def _scaled_product(
         left, right.t(), scale_a=left_scales, scale_b=right_scales, out_dtype=torch.bfloat16, use_fast_accum=True
     )
     return output.to(dtype)
-
-
-class _LastRows:
-    """The last input that was quantised: q, k and v read the same one, and so do gate and up."""
-
-    source: weakref.ref[Tensor] | None = None
-    version = -1
-    rows: tuple[Tensor, Tensor] | None = None
-
-
-_last = _LastRows()
-
-
-def _rows_once(x: Tensor) -> tuple[Tensor, Tensor]:
-    known = _last.source() if _last.source is not None else None
-    if known is not x or _last.version != x._version or _last.rows is None:
-        _last.rows = quantize_rows(x.reshape(-1, x.shape[-1]))
-        _last.source, _last.version = weakref.ref(x), x._version
-    return _last.rows
 
 
 def _scales(base: Linear4bit) -> WeightScales:
@@ -199,10 +159,16 @@ def _scales(base: Linear4bit) -> WeightScales:
 
 def _weight_error(base: nn.Linear, scales: WeightScales) -> float:
     """Relative error that e4m3 adds to a matrix, as the norm of the difference over the norm."""
-    state = cast(Any, base.weight).quant_state
-    exact = dequantize(base.weight.data, state).float()
+    exact = _exact(base)
     rounded = weight_in_fp8(base, scales, transposed=False).float() / scales.inverse
     return float((rounded - exact).norm() / exact.norm().clamp_min(1e-12))
+
+
+def _exact(base: nn.Linear) -> Tensor:
+    """The NF4 matrix in fp32, (out, in), without a rounding to bf16 in between."""
+    state = copy.copy(cast(Any, base.weight).quant_state)
+    state.dtype = torch.float32
+    return dequantize(base.weight.data, state)
 
 
 def _check_kernels(base: nn.Linear, scales: WeightScales) -> None:

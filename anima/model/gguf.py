@@ -24,7 +24,10 @@ def packaged_gguf(package: str) -> Path:
     Raises:
         ModelError: the package is not installed, or carries no GGUF file or several.
     """
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # a name with dots whose first part is not there, or no name
+        spec = None
     if spec is None or spec.origin is None:
         raise ModelError("the package is not installed", where=f"--package {package}", fix="make venv")
     found = sorted(Path(spec.origin).parent.glob("*.gguf"))
@@ -59,7 +62,7 @@ def convert_gguf(gguf_path: Path, output_dir: Path) -> bool:
         False if the folder was whole already.
 
     Raises:
-        ModelError: no such file, a tokenizer of an unknown kind, or `output_dir` holds something else.
+        ModelError: no such file, or none in GGUF; a tokenizer of an unknown kind; or `output_dir` holds something else.
     """
     if is_whole(output_dir):
         return False
@@ -80,7 +83,15 @@ def _save_tokenizer(gguf_path: Path, model_dir: Path) -> None:
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoTokenizer
 
-    field = GGUFReader(gguf_path).get_field("tokenizer.ggml.pre")
+    try:
+        field = GGUFReader(gguf_path).get_field("tokenizer.ggml.pre")
+    except (ValueError, IndexError, KeyError) as error:
+        raise ModelError(
+            "the GGUF file is damaged, or no GGUF file",
+            where=str(gguf_path),
+            got=f"{type(error).__name__}: {error}",
+            fix="copy or download it again",
+        ) from error
     splitting = "none" if field is None else field.contents()
     if splitting != DIGITS_APART:
         raise ModelError(

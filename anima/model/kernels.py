@@ -1,24 +1,27 @@
-"""RMSNorm and the SwiGLU block: Liger's fused kernels on GPUs, the same formulas in torch elsewhere.
+"""RMSNorm, rotary attention and the SwiGLU block: Liger's fused kernels on GPUs, the same formulas in torch elsewhere.
 
 The modules take the place of transformers' own; parameters, their names and the linear layers inside stay.
 """
 
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, Cache, PreTrainedConfig, PreTrainedModel
 
+from anima.model.lora_layers import project
 from anima.model.recompute import CheapToRecompute, with_recipe
 
 try:
-    from liger_kernel.ops import LigerRMSNormFunction, LigerSiLUMulFunction
+    from liger_kernel.ops import LigerRMSNormFunction, LigerRopeFunction, LigerSiLUMulFunction
 except ImportError:  # only where the gpu extra is installed
-    LigerRMSNormFunction = LigerSiLUMulFunction = None
+    LigerRMSNormFunction = LigerRopeFunction = LigerSiLUMulFunction = None
 
 NORMS = ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "MistralRMSNorm")
 MLPS = ("LlamaMLP", "Qwen2MLP", "Qwen3MLP", "MistralMLP")
+ATTENTIONS = ("LlamaAttention", "Qwen2Attention", "Qwen3Attention", "MistralAttention")
 
 
 def uses_liger(device: torch.device) -> bool:
@@ -43,6 +46,27 @@ def silu_product(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+def rotate(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotary positions (Su et al. 2021, eq. 34; halves of a head are rotated against each other, as in Llama).
+
+    Args:
+        query: (batch, heads, T, head_dim); on a GPU it is overwritten, for nobody else reads it.
+        key: (batch, key_value_heads, T, head_dim); likewise.
+        cosine: (batch or 1, T, head_dim).
+        sine: The same shape.
+    """
+    if uses_liger(query.device):
+        rotated: tuple[Tensor, Tensor] = LigerRopeFunction.apply(query, key, cosine, sine)
+        return rotated
+    cosine, sine = cosine.unsqueeze(1), sine.unsqueeze(1)
+    return query * cosine + _half_turn(query) * sine, key * cosine + _half_turn(key) * sine
+
+
+def _half_turn(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
 class RmsNorm(CheapToRecompute):
     """RMSNorm over the last axis."""
 
@@ -56,10 +80,70 @@ class RmsNorm(CheapToRecompute):
         """(…, hidden) to the same shape."""
         output = rms_norm(x, self.weight, self.epsilon)
         if self.recompute_output and self.training:
-            return with_recipe(
-                output, partial(_without_graph, rms_norm, x.detach(), self.weight.detach(), self.epsilon)
-            )
+            return with_recipe(output, partial(rms_norm, epsilon=self.epsilon), x, self.weight)
         return output
+
+
+class RotaryAttention(nn.Module):
+    """Self-attention with rotary positions: transformers' own in all but the rotation."""
+
+    is_causal = True
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    o_proj: nn.Module
+
+    def __init__(self, attention: nn.Module) -> None:
+        """Take over the linear layers of transformers' attention under their names, and its norms of heads."""
+        super().__init__()
+        self.config = cast(PreTrainedConfig, attention.config)
+        self.layer_idx = cast(int, attention.layer_idx)
+        self.head_dim = cast(int, attention.head_dim)
+        self.num_key_value_groups = cast(int, attention.num_key_value_groups)
+        self.scaling = cast(float, attention.scaling)
+        self.sliding_window = _sliding_window(attention)
+        self.norms_heads = hasattr(attention, "q_norm")
+        for name, child in attention.named_children():
+            setattr(self, name, child)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: object,  # what a decoder layer hands through to the attention function
+    ) -> tuple[Tensor, Tensor | None]:
+        """(batch, T, hidden) to the same shape, and the attention weights where the function gives them."""
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        projected = project(hidden_states, (self.q_proj, self.k_proj, self.v_proj))
+        query, key, value = (states.view(heads) for states in projected)
+        if self.norms_heads:
+            query, key = self.q_norm(query), self.k_norm(key)  # type: ignore[operator]
+        value = value.transpose(1, 2)
+        query, key = rotate(query.transpose(1, 2), key.transpose(1, 2), *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attention = AttentionInterface()[self.config._attn_implementation]
+        output, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=0.0,
+            scaling=self.scaling,
+            sliding_window=self.sliding_window,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1).contiguous()), weights
+
+
+def _sliding_window(attention: nn.Module) -> int | None:
+    """Tokens that a layer sees; None for all. Mistral has one window for all layers, in its config."""
+    if type(attention).__name__ == "MistralAttention":
+        return cast(int | None, getattr(attention.config, "sliding_window", None))
+    return cast(int | None, getattr(attention, "sliding_window", None))
 
 
 class SwiGlu(CheapToRecompute):
@@ -74,21 +158,16 @@ class SwiGlu(CheapToRecompute):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, hidden) to the same shape."""
-        gate, up = self.gate_proj(x), self.up_proj(x)
+        gate, up = project(x, (self.gate_proj, self.up_proj))
         product = silu_product(gate, up)
         if self.recompute_output and self.training:
-            product = with_recipe(product, partial(_without_graph, silu_product, gate.detach(), up.detach()))
+            product = with_recipe(product, silu_product, gate, up)
         output: Tensor = self.down_proj(product)
         return output
 
 
-def _without_graph(function: object, *inputs: object) -> Tensor:
-    with torch.no_grad():
-        return function(*inputs)  # type: ignore[operator, no-any-return]
-
-
 def install_kernels(model: PreTrainedModel) -> int:
-    """Put our modules in place of the decoder's norms and MLPs where they compute the same.
+    """Put our modules in place of the decoder's norms, attentions and MLPs where they compute the same.
 
     Returns:
         How many were replaced; 0 for an architecture that we do not know.
@@ -101,6 +180,8 @@ def install_kernels(model: PreTrainedModel) -> int:
             kind = type(child).__name__
             if kind in NORMS and name not in ("q_norm", "k_norm"):
                 setattr(parent, name, RmsNorm(child.weight, child.variance_epsilon))
+            elif kind in ATTENTIONS and not child.attention_dropout:
+                setattr(parent, name, RotaryAttention(child))
             elif kind in MLPS and gated_by_silu:
                 setattr(parent, name, SwiGlu(child.gate_proj, child.up_proj, child.down_proj))
             else:

@@ -11,7 +11,7 @@ import peft
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel, get_peft_model
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -151,7 +151,7 @@ def check_adapter(config: LoraConfig, adapter_path: str) -> None:
 
 
 def check_adapter_files(folder: Path, where: str) -> None:
-    """Refuse a folder without PEFT's two files, with a ModelError."""
+    """Refuse a folder without PEFT's two files, whole and of a LoRA adapter, with a ModelError."""
     missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
     if missing:
         raise ModelError(
@@ -160,6 +160,25 @@ def check_adapter_files(folder: Path, where: str) -> None:
             allowed="a folder that PEFT's save_pretrained wrote (safetensors)",
             fix="point to the adapter/ folder of an earlier run",
         )
+    try:
+        stored = json.loads((folder / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+        described = (stored["peft_type"], type(stored["r"]), isinstance(stored["lora_alpha"], int | float))
+        with safe_open(folder / ADAPTER_FILES[1], framework="pt"):
+            pass  # its header tells how long the file has to be
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise _damaged(where, f"{type(error).__name__}: {error}") from error
+    if described != ("LORA", int, True):
+        raise _damaged(where, f"{ADAPTER_FILES[0]} of an adapter of another kind")
+
+
+def _damaged(where: str, got: str) -> ModelError:
+    return ModelError(
+        "the adapter's files are damaged, or not those of a LoRA adapter",
+        where=where,
+        got=got,
+        allowed=" and ".join(ADAPTER_FILES) + ", as PEFT's save_pretrained wrote them",
+        fix="copy the folder again, or take another checkpoint of its run",
+    )
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -18,7 +18,7 @@ from anima.model.base_model import skeleton
 from anima.model.compute import Compute
 from anima.model.kernels import install_kernels
 from anima.model.nf4 import fingerprint_choice, fingerprint_of, quantize
-from anima.model.qlora_linear import fused_lora_linear
+from anima.model.qlora_linear import Projection, fused_lora_linear
 from anima.model.stored_adapter import StoredAdapter
 from anima.model.stored_base import StoredBase, materialise
 from anima.model.weights import ShardWriter
@@ -191,7 +191,7 @@ class _Pass:
         if bias is not None:
             frozen.bias = nn.Parameter(bias, requires_grad=False)
         a_RI, b_OR = (matrix.to(x.device, x.dtype) for matrix in last.matrices[layer])
-        return fused_lora_linear(x, frozen, a_RI, b_OR, last.scaling)
+        return fused_lora_linear(x, [Projection(frozen, a_RI, b_OR, last.scaling)])[0]
 
 
 class _MergingLinear(nn.Module):

@@ -27,18 +27,30 @@ def new_folder(output_dir: Path, *, need_bytes: int = 0) -> Iterator[Path]:
         need_bytes: What will be written, about.
 
     Raises:
-        ModelError: `output_dir` holds something, another process is writing it, or the disk is too small.
+        ModelError: `output_dir` holds something or cannot be made, another process is writing it, or the disk is too
+            small.
     """
     check_new(output_dir)
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output_dir.with_name(f".{output_dir.name}.lock"), timeout=0)
     try:
-        lock = FileLock(output_dir.with_name(f".{output_dir.name}.lock"), timeout=0)
-        with lock, written_aside(output_dir, need_bytes=need_bytes) as partial_dir:
-            yield partial_dir
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except Timeout:
         raise ModelError(
             "another process is writing this folder", where=f"--output_dir {output_dir}", fix="wait for it"
         ) from None
+    except OSError as error:
+        raise ModelError(
+            "the output folder cannot be made",
+            where=f"--output_dir {output_dir}",
+            got=error.strerror,
+            fix="choose a folder of yours",
+        ) from None
+    try:
+        with written_aside(output_dir, need_bytes=need_bytes) as partial_dir:
+            yield partial_dir
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -69,16 +81,22 @@ def check_new(output_dir: Path) -> None:
     """Refuse to write over anything.
 
     Raises:
-        ModelError: `output_dir` is there and not an empty folder.
+        ModelError: `output_dir` is there and not an empty folder, or is a link, which no rename replaces.
     """
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    if output_dir.is_symlink() or (output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir()))):
         raise ModelError(
             "the output folder is there already",
             where=f"--output_dir {output_dir}",
-            got=", ".join(sorted(path.name for path in output_dir.iterdir())[:6]) if output_dir.is_dir() else "a file",
+            got=_described(output_dir),
             allowed="a new or empty folder",
             fix=f"look into it; if nothing there is needed: rm -r {output_dir}, then the same command again",
         )
+
+
+def _described(output_dir: Path) -> str:
+    if output_dir.is_symlink():
+        return f"a link to {output_dir.readlink()}"
+    return ", ".join(sorted(path.name for path in output_dir.iterdir())[:6]) if output_dir.is_dir() else "a file"
 
 
 def check_disk(output_dir: Path, need_bytes: int) -> None:

@@ -5,6 +5,7 @@ Owns the settings of the quantisation, so that a base is the same bits whether i
 
 import copy
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -18,12 +19,15 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 BLOCK_SIZE = 64
 """Weights that share a scale (Dettmers et al. 2023, section 3)."""
 FINGERPRINT_LAYERS = 3
 DENSE_SHARE = 0.5
 """Of the free memory, at most, for dequantised matrices."""
+WORD = 8
+"""Weights that our kernel reads at a time."""
 _BLOB = "quant_state.bitsandbytes__nf4"
 PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", _BLOB)
 """What lies beside a packed matrix in a file, each under `NAME.PART`."""
@@ -65,7 +69,8 @@ def quantize(weight: Tensor) -> Quantized:
 
 
 def dequantize(packed: Tensor, state: QuantState) -> Tensor:
-    """A packed matrix as the computation sees it, (out, in) in `state.dtype`.
+    """A packed matrix as the computation sees it, (out, in) in `state.dtype`: the same bits from our kernel on a GPU
+    and from bitsandbytes.
 
     bitsandbytes' CPU kernel (0.50.2) begins a block of scales at every row, though blocks run on over rows: it is wrong
     where a row is no whole number of blocks. As one long row the same kernel is right.
@@ -74,7 +79,51 @@ def dequantize(packed: Tensor, state: QuantState) -> Tensor:
         flat = copy.copy(state)
         flat.shape = torch.Size((state.shape.numel(),))
         return dequantize_4bit(packed, flat).view(state.shape)
+    if packed.is_cuda and state.dtype == torch.bfloat16 and kernel_reads(state) and _kernel_agrees(packed, state):
+        return unpack(packed, state, torch.bfloat16)
     return dequantize_4bit(packed, state)
+
+
+def unpack(
+    packed: Tensor,
+    state: QuantState,
+    dtype: torch.dtype,
+    *,
+    inverse_scale: Tensor | None = None,
+    transposed: bool = False,
+) -> Tensor:
+    """The matrix in one pass of our kernel; arguments as in `nf4_kernels.unpack`."""
+    from anima.model import nf4_kernels
+
+    return nf4_kernels.unpack(
+        packed,
+        state.absmax,
+        (state.state2.code, state.state2.absmax, state.offset) if state.nested else None,
+        state.code,
+        (state.shape[0], state.shape[1]),
+        dtype,
+        blocksize=state.blocksize,
+        groupsize=state.state2.blocksize if state.nested else 1,
+        inverse_scale=inverse_scale,
+        transposed=transposed,
+    )
+
+
+def kernel_reads(state: QuantState) -> bool:
+    """Whether our kernel can read a matrix of this shape."""
+    return bool(len(state.shape) == 2 and state.shape[1] % WORD == 0)
+
+
+_agrees: list[bool] = []
+
+
+def _kernel_agrees(packed: Tensor, state: QuantState) -> bool:
+    """Once a process: whether our kernel gives bitsandbytes' bits on this GPU, on a matrix of this run."""
+    if not _agrees:
+        _agrees.append(torch.equal(unpack(packed, state, torch.bfloat16), dequantize_4bit(packed, state)))
+        if not _agrees[0]:
+            _log.warning("our NF4 kernel differs from bitsandbytes on this GPU: using bitsandbytes, which is slower")
+    return _agrees[0]
 
 
 def rows_are_whole_blocks(state: QuantState) -> bool:

@@ -1,11 +1,14 @@
-"""One linear layer with LoRA as a single autograd function: y = W x + b + s B (A d(x)), where W is frozen.
+"""Linear layers with LoRA as a single autograd function: y_i = W_i x + b_i + s_i B_i (A_i d(x)), where W is frozen.
 
-The base may be NF4: it is dequantised in the forward pass and again in the backward pass, never kept. The LoRA
-products are added inside the matrix multiplications (`addmm_`), so no element-wise pass over the output is left.
-Saved for the backward pass: the input (one tensor for all layers that share it, or a recipe for it) and A d(x).
+Layers that read the same input go together: it is multiplied once with all their A, and its gradient is summed inside
+the matrix products. The base may be NF4: it is dequantised in the forward pass and again in the backward pass, never
+kept. Sums are taken inside the matrix multiplications (`addmm_`), so no element-wise pass is left.
+Saved for the backward pass: the input (or what makes it again) and A d(x).
 """
 
-from typing import cast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -16,25 +19,58 @@ from anima.model.nf4 import dequantize
 from anima.model.recompute import recipe_of
 
 
+@dataclass(frozen=True)
+class Projection:
+    """A frozen linear layer and its LoRA update."""
+
+    base: nn.Linear
+    """NF4 or 16/32 bit, with or without bias."""
+    a_weight: Tensor
+    """(r, in), in the number format of the input."""
+    b_weight: Tensor
+    """(out, r), likewise."""
+    scaling: float
+    """Factor of the update."""
+
+
+@dataclass(frozen=True)
+class _Update:
+    """scaling x left @ right, (tokens, r) and (r, features)."""
+
+    left: Tensor
+    right: Tensor
+    scaling: float = 1.0
+
+    def product(self, bias: Tensor | None = None) -> Tensor:
+        """The update, and a bias."""
+        start = self.left.new_empty(1) if bias is None else bias  # with beta = 0 it is not read
+        return torch.addmm(start, self.left, self.right, beta=0 if bias is None else 1, alpha=self.scaling)
+
+    def add_to(self, output: Tensor) -> Tensor:
+        """Onto the product that it updates."""
+        return output.addmm_(self.left, self.right, alpha=self.scaling)
+
+
 def fused_lora_linear(
-    x: Tensor, base: nn.Linear, a_weight: Tensor, b_weight: Tensor, scaling: float, dropped: Tensor | None = None
-) -> Tensor:
-    """A frozen linear layer and its LoRA update (Hu et al. 2021, eq. 3), differentiable in x, A and B.
+    x: Tensor, projections: Sequence[Projection], dropped: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Frozen linear layers over one input, with their LoRA updates (Hu et al. 2021, eq. 3).
+
+    Differentiable in x, A and B.
 
     Args:
         x: (…, in).
-        base: Frozen layer, NF4 or 16/32 bit, with or without bias.
-        a_weight: (r, in), in the number format of x.
-        b_weight: (out, r), in the number format of x.
-        scaling: Factor of the update.
+        projections: One or more that read x.
         dropped: d(x), the input of A where LoRA dropout is on; None where it is x itself.
 
     Returns:
-        (…, out), in the number format of x.
+        (…, out) of every projection, in the number format of x.
     """
     source = x if dropped is None else dropped
-    output: Tensor = _FusedLoraLinear.apply(x, source, base, a_weight, b_weight, scaling)  # type: ignore[no-untyped-call]
-    return output
+    weights = [weight for p in projections for weight in (p.a_weight, p.b_weight)]
+    frozen = [(p.base, p.scaling) for p in projections]
+    outputs: tuple[Tensor, ...] = _FusedLoraLinear.apply(x, source, frozen, *weights)  # type: ignore[no-untyped-call]
+    return outputs
 
 
 def base_weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
@@ -45,21 +81,47 @@ def base_weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype)
 
 
-def frozen_linear(x: Tensor, base: nn.Linear) -> Tensor:
-    """W x + b of the frozen layer alone, in bf16 or fp8 as the layer is set up; not differentiable.
+def frozen_linear(x: Tensor, bases: Sequence[nn.Linear], updates: Sequence[_Update] | None = None) -> list[Tensor]:
+    """W x + b of frozen layers, in bf16 or fp8 as each layer is set up, and their LoRA updates; not differentiable.
+
+    A product in bf16 reads what it adds to while it computes, so it comes last; one in fp8 cannot, so it comes first.
 
     Args:
         x: (…, in).
-        base: Frozen layer.
+        bases: One or more frozen layers.
+        updates: Of each base; None for the bases alone.
 
     Returns:
-        (tokens, out), in the number format of x.
+        (tokens, out) of each, in the number format of x.
     """
-    bias = None if base.bias is None else base.bias.data.to(x.dtype)
-    if fp8.uses_fp8(base):
-        output = fp8.product(x, base)
-        return output if bias is None else output.add_(bias)
-    return torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), base_weight(base, x.dtype), bias)
+    flat, rows, outputs = x.reshape(-1, x.shape[-1]), None, []
+    for index, base in enumerate(bases):
+        bias = None if base.bias is None else base.bias.data.to(x.dtype)
+        update = None if updates is None else updates[index]
+        if fp8.uses_fp8(base):
+            rows = rows or fp8.quantize_rows(flat)
+            output = fp8.product(rows, base, x.dtype)
+            output = output if bias is None else output.add_(bias)
+            outputs.append(output if update is None else update.add_to(output))
+        elif update is None:
+            outputs.append(torch.nn.functional.linear(flat, base_weight(base, x.dtype), bias))
+        else:
+            outputs.append(update.product(bias).addmm_(flat, base_weight(base, x.dtype).T))
+    return outputs
+
+
+def _input_gradient(gradients: Sequence[Tensor], bases: Sequence[nn.Linear], update: _Update | None) -> Tensor:
+    """The sum of gradient_i W_i and of the update: (tokens, out_i) to (tokens, in)."""
+    total = None if update is None else update.product()
+    for gradient, base in zip(gradients, bases, strict=True):
+        if fp8.uses_fp8(base):
+            part = fp8.product_transposed(gradient, base)
+            total = part if total is None else total.add_(part)
+        else:
+            weight = base_weight(base, gradient.dtype)
+            total = gradient @ weight if total is None else total.addmm_(gradient, weight)
+    assert total is not None
+    return total
 
 
 def _wide_product(left: Tensor, right: Tensor) -> Tensor:
@@ -71,56 +133,58 @@ def _wide_product(left: Tensor, right: Tensor) -> Tensor:
     return left.float() @ right.float()
 
 
+def _joined(weights: Sequence[Tensor]) -> Tensor:
+    return weights[0] if len(weights) == 1 else torch.cat(tuple(weights))
+
+
 class _FusedLoraLinear(torch.autograd.Function):
-    """Shapes: T tokens, I inputs, O outputs, R rank."""
+    """Shapes: T tokens, I inputs, O outputs, R ranks, those of all projections side by side."""
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: Any,  # noqa: ANN401  (attributes of ours on torch's context)
         x: Tensor,
         source: Tensor,
-        base: nn.Linear,
-        a_RI: Tensor,
-        b_OR: Tensor,
-        scaling: float,
-    ) -> Tensor:
+        frozen: list[tuple[nn.Linear, float]],
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        a_weights, b_weights = weights[::2], weights[1::2]
+        bases = [base for base, _ in frozen]
+        ranks = [a.shape[0] for a in a_weights]
         source_TI = source.reshape(-1, x.shape[-1])
-        output_TO = frozen_linear(x, base)
-        down_TR = source_TI @ a_RI.T
-        output_TO.addmm_(down_TR, b_OR.T, alpha=scaling)
+        down_TR = source_TI @ _joined(a_weights).T
+        pieces = zip(down_TR.split(ranks, dim=1), b_weights, frozen, strict=True)
+        outputs = frozen_linear(x, bases, [_Update(down, b_OR.T, scaling) for down, b_OR, (_, scaling) in pieces])
         recipe = recipe_of(source)
-        kept_TI = source_TI if recipe is None else source_TI.new_empty(0)
-        ctx.save_for_backward(kept_TI, down_TR, a_RI, b_OR)
-        ctx.recipe = recipe  # type: ignore[attr-defined]
-        ctx.base, ctx.scaling, ctx.shape = base, scaling, x.shape  # type: ignore[attr-defined]
-        ctx.shared = source is x  # type: ignore[attr-defined]
-        return output_TO.view(*x.shape[:-1], -1)
+        kept = (source_TI,) if recipe is None else recipe.sources
+        ctx.save_for_backward(down_TR, *weights, *kept)
+        ctx.remake = None if recipe is None else recipe.function
+        ctx.bases, ctx.scalings, ctx.ranks, ctx.shape = bases, [s for _, s in frozen], ranks, x.shape
+        ctx.shared = source is x
+        return tuple(output_TO.view(*x.shape[:-1], -1) for output_TO in outputs)
 
     @staticmethod
-    def backward(
-        ctx: torch.autograd.function.BackwardCFunction, gradient: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None, Tensor, Tensor, None]:
-        source_TI, down_TR, a_RI, b_OR = cast(tuple[Tensor, ...], ctx.saved_tensors)
-        if ctx.recipe is not None:  # type: ignore[attr-defined]
-            source_TI = ctx.recipe().reshape(-1, ctx.shape[-1])  # type: ignore[attr-defined]
-            ctx.recipe = None  # type: ignore[attr-defined]  # lets go of what the recipe holds
-        gradient_TO = gradient.reshape(-1, gradient.shape[-1])
-        scaling: float = ctx.scaling  # type: ignore[attr-defined]
-        up_TR = gradient_TO @ b_OR
-        up_TR *= scaling
-        gradient_a = _wide_product(up_TR.T, source_TI)
-        gradient_b = _wide_product(gradient_TO.T, down_TR).mul_(scaling)
-        wants_x, wants_source = cast(tuple[bool, ...], ctx.needs_input_grad)[:2]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        down_TR, *saved = ctx.saved_tensors
+        count = 2 * len(ctx.bases)
+        a_weights, b_weights, kept = saved[:count:2], saved[1:count:2], saved[count:]
+        source_TI = (kept[0] if ctx.remake is None else ctx.remake(*kept)).reshape(-1, ctx.shape[-1])
+        flat = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
+        up_TR = torch.empty_like(down_TR)
+        for up, gradient_TO, b_OR, scaling in zip(
+            up_TR.split(ctx.ranks, dim=1), flat, b_weights, ctx.scalings, strict=True
+        ):
+            torch.addmm(up, gradient_TO, b_OR, beta=0, alpha=scaling, out=up)
+        gradient_a = _wide_product(up_TR.T, source_TI).split(ctx.ranks)
+        gradient_b = [_wide_product(g.T, down) for g, down in zip(flat, down_TR.split(ctx.ranks, dim=1), strict=True)]
+        for gradient, scaling in zip(gradient_b, ctx.scalings, strict=True):
+            gradient.mul_(scaling)
+        wants_x, wants_source = ctx.needs_input_grad[:2]
         gradient_x = gradient_source = None
         if wants_x:
-            base: nn.Linear = ctx.base  # type: ignore[attr-defined]
-            if fp8.uses_fp8(base):
-                gradient_x = fp8.product_transposed(gradient_TO, base)
-            else:
-                gradient_x = gradient_TO @ base_weight(base, gradient.dtype)
-            if ctx.shared:  # type: ignore[attr-defined]
-                gradient_x.addmm_(up_TR, a_RI)
-            gradient_x = gradient_x.view(ctx.shape)  # type: ignore[attr-defined]
-        if wants_source and not ctx.shared:  # type: ignore[attr-defined]
-            gradient_source = (up_TR @ a_RI).view(ctx.shape)  # type: ignore[attr-defined]
-        return gradient_x, gradient_source, None, gradient_a, gradient_b, None
+            update = _Update(up_TR, _joined(a_weights)) if ctx.shared else None
+            gradient_x = _input_gradient(flat, ctx.bases, update).view(ctx.shape)
+        if wants_source and not ctx.shared:
+            gradient_source = (up_TR @ _joined(a_weights)).view(ctx.shape)
+        pairs = [gradient for pair in zip(gradient_a, gradient_b, strict=True) for gradient in pair]
+        return gradient_x, gradient_source, None, *pairs

@@ -1,23 +1,34 @@
-"""Which activations are kept for the backward pass, and which are computed again.
+"""Which activations are kept for the backward pass, where, and which are computed again.
 
 Two means. A whole layer under activation checkpointing keeps only its input. Elsewhere the outputs of norms and of the
-SwiGLU product, cheap to make from what is kept anyway, carry a recipe; a layer that would keep them keeps the recipe.
+SwiGLU product, cheap to make from what is kept anyway, carry a recipe; a layer that would keep them keeps its sources.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-Recipe = Callable[[], Tensor]
+from anima.model.offload import HostOffload, spread
+
 _ATTRIBUTE = "anima_recipe"
+_OFFLOAD = "anima_offload"
 
 
-def with_recipe(tensor: Tensor, recipe: Recipe) -> Tensor:
-    """`tensor`, marked as one that `recipe` makes again, bit by bit."""
+@dataclass(frozen=True)
+class Recipe:
+    """How to make a tensor again, bit by bit: function(*sources)."""
+
+    function: Callable[..., Tensor]
+    sources: tuple[Tensor, ...]
+
+
+def with_recipe(tensor: Tensor, function: Callable[..., Tensor], *sources: Tensor) -> Tensor:
+    """`tensor`, marked as one that function(*sources) makes again without a graph."""
     if torch.is_grad_enabled():
-        setattr(tensor, _ATTRIBUTE, recipe)
+        setattr(tensor, _ATTRIBUTE, Recipe(function, tuple(source.detach() for source in sources)))
     return tensor
 
 
@@ -33,14 +44,16 @@ def num_recomputed_layers(policy: str, num_layers: int) -> int:
     return num_layers if policy == "all" else 0
 
 
-def apply_policy(model: PreTrainedModel, policy: str) -> None:
+def apply_policy(model: PreTrainedModel, policy: str, offload_layers: int = 0) -> None:
     """Set a model up for all | cheap | none | N (the first N layers as a whole, the cheap parts of the others).
 
     Args:
         model: A transformers model whose decoder has `layers`.
         policy: As in `--recompute`.
+        offload_layers: Of the layers that are not recomputed as a whole, how many wait in host memory.
     """
-    layers = list(model.get_decoder().layers)
+    decoder = model.get_decoder()
+    layers = list(decoder.layers)
     whole = num_recomputed_layers(policy, len(layers))
     if whole:
         options = {"use_reentrant": False}
@@ -53,6 +66,10 @@ def apply_policy(model: PreTrainedModel, policy: str) -> None:
         for module in layer.modules():
             if isinstance(module, CheapToRecompute):
                 module.recompute_output = policy != "none" and index >= whole
+    if previous := getattr(decoder, _OFFLOAD, None):
+        previous.remove()
+    away = [layers[index] for index in spread(whole, len(layers), offload_layers)]
+    setattr(decoder, _OFFLOAD, HostOffload(away) if away else None)
 
 
 class CheapToRecompute(nn.Module):

@@ -1,5 +1,6 @@
-"""Loading of a tokenizer, and its identity. Rendering and encoding of conversations belong to data/."""
+"""Loading of a tokenizer, and where its model lies. Rendering and encoding of conversations belong to data/."""
 
+import os
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -16,7 +17,7 @@ def load_tokenizer(config: ModelConfig, *, folder: Path | None = None) -> PreTra
     """
     if folder is None:
         check_model_source(config.model_name_or_path)
-    source = config.model_name_or_path if folder is None else str(folder)
+    source = model_location(config.model_name_or_path) if folder is None else str(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=config.trust_remote_code, padding_side="right"
@@ -40,7 +41,7 @@ def load_tokenizer(config: ModelConfig, *, folder: Path | None = None) -> PreTra
 
 def model_location(name_or_path: str) -> str:
     """Where the model lies, so that it is found from any working folder: an absolute path, or its hub name."""
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))
     return str(path.resolve()) if path.is_dir() else name_or_path
 
 
@@ -50,7 +51,7 @@ def check_model_source(name_or_path: str) -> None:
     Raises:
         ModelError: the path looks local and does not exist, or holds no config.json.
     """
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(

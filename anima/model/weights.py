@@ -21,7 +21,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 2**31
 """Size of a written shard, and so of what a writer keeps in host memory."""
-_BESIDE_WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+_DOWNLOADED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
+"""Weights, and what goes with them into a folder made of them: without its own code a model would not load there."""
 
 
 def model_folder(name_or_path: str) -> Path:
@@ -35,7 +36,7 @@ def model_folder(name_or_path: str) -> Path:
     if path.is_dir():
         return path
     try:
-        return Path(snapshot_download(name_or_path, allow_patterns=list(_BESIDE_WEIGHTS)))
+        return Path(snapshot_download(name_or_path, allow_patterns=list(_DOWNLOADED)))
     except (OSError, ValueError) as error:
         raise ModelError(
             "the model is no folder here, and the hub does not give it",
@@ -98,9 +99,11 @@ def _files(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ModelError("the index of the weights is damaged", where=index, got=str(error)) from error
-        return [folder / name for name in dict.fromkeys(named)]
+            return [folder / name for name in dict.fromkeys(named)]
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ModelError(
+                "the index of the weights is damaged", where=index, got=str(error), fix="copy it again"
+            ) from error
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     raise ModelError(

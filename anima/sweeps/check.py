@@ -17,7 +17,9 @@ from anima.errors import ConfigError
 from anima.sweeps.command import trial_command, with_flags
 from anima.sweeps.sweep_file import CURVES, Parameter, Sweep, plain_number
 
-OWNED = ("output_dir", "resume", "tracker", "run_name")
+SET_LOCALLY = ("output_dir", "resume", "tracker")
+"""Options that a local sweep gives every trial itself (trial.py)."""
+OWNED = (*SET_LOCALLY, "run_name")
 """Options that belong to a trial's place in the sweep."""
 PARTS = ("train/", "eval/")
 MOST_PARSED = 256
@@ -45,6 +47,7 @@ def check_sweep(sweep: Sweep, extra: Mapping[str, str]) -> list[str]:
         ConfigError: a parameter is no option, a value has the wrong type, the metric is never measured, …
     """
     flags = flag_table(Config)
+    _check_extra(sweep, extra, flags)
     if not Path(sweep.program).is_file():
         fix = "program: launch/train.py, and start it in the repository's folder"
         raise ConfigError("there is no such program", where=sweep.at("program"), got=sweep.program, fix=fix)
@@ -87,6 +90,21 @@ def combinations(sweep: Sweep) -> Iterator[dict[str, Any]]:
         yield from (first | {name: value} for value in values[1:])
 
 
+def _check_extra(sweep: Sweep, extra: Mapping[str, str], flags: Mapping[str, Flag]) -> None:
+    """Refuse flags that would be ignored, or that would make a trial another one than its parameters tell."""
+    where = {parameter.name: parameter.where for parameter in sweep.parameters}
+    for name, value in extra.items():
+        got = f"-- --{name} {value}"
+        if name not in flags:
+            raise unknown_name(name, flags, where="command line", got=f"--{name}")
+        if name in SET_LOCALLY:
+            fix = "take it out; --sweep_dir names the folder of all trials"
+            raise ConfigError(f"a local sweep sets --{name} itself", where="command line", got=got, fix=fix)
+        if name in where:
+            fix = f"take it out, or write {name}: {{value: {value}}} at {where[name]}"
+            raise ConfigError(f"--{name} is the sweep's to choose", where="command line", got=got, fix=fix)
+
+
 def _check_name(parameter: Parameter, flags: Mapping[str, Flag]) -> None:
     if parameter.name in OWNED:
         raise ConfigError(
@@ -119,6 +137,7 @@ def _parse(sweep: Sweep, values: Mapping[str, Any], extra: Mapping[str, str]) ->
         config, options = parse_config(argv)
     except ConfigError as error:
         wheres = {f"--{parameter.name}": parameter.where for parameter in sweep.parameters}
+        wheres |= {f"--{name}": f"command line, behind --: --{name}" for name in extra}
         where = wheres.get(str(error.where), f"{sweep.at('command')}: {error.where}")
         trial = ", ".join(f"{name} {value}" for name, value in values.items())
         got = f"{error.got} (a trial with {trial})"
@@ -182,7 +201,7 @@ def extra_flags(words: Sequence[str]) -> dict[str, str]:
     """Flags given beside a sweep, each as `--key value` or `--key=value`.
 
     Raises:
-        ConfigError: a word belongs to no flag, or a flag has no value.
+        ConfigError: a word belongs to no flag, or a flag has no value or two.
     """
     found: dict[str, str] = {}
     rest = list(words)
@@ -191,5 +210,7 @@ def extra_flags(words: Sequence[str]) -> dict[str, str]:
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or (not equals and (not rest or rest[0].startswith("--"))):
             raise ConfigError("flags behind -- are --key value", where="command line", got=word)
+        if name in found:
+            raise ConfigError(f"--{name} is given twice", where="command line", got=word, fix="keep the one you mean")
         found[name] = value if equals else rest.pop(0)
     return found

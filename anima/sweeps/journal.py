@@ -7,7 +7,7 @@ import fcntl
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,7 +46,7 @@ class Trial:
         return f"trial-{self.number:03d}"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Journal:
     """The trials in a folder.
 
@@ -55,30 +55,30 @@ class Journal:
     """
 
     folder: Path
-    _trials: dict[int, Trial] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path, sweep: Sweep) -> "Journal":
         """The journal of this sweep; made if it is missing.
 
         Raises:
-            ConfigError: the folder holds trials of another sweep.
+            ConfigError: the folder holds trials of another sweep, or cannot be written.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         journal = cls(folder)
         copy = folder / SWEEP
-        with journal.alone():
-            if not copy.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with journal.alone():
+                if copy.exists() and copy.read_text(encoding="utf-8") != sweep.text and journal.trials():
+                    raise ConfigError(
+                        "the folder holds trials of another sweep, or of this one before it was changed",
+                        where=f"--sweep_dir {folder}",
+                        got=f"{copy} differs from {sweep.path}",
+                        fix=f"--sweep_dir {folder}-2, or rm -r {folder}",
+                    )
                 copy.write_text(sweep.text, encoding="utf-8")
-            elif copy.read_text(encoding="utf-8") != sweep.text and journal.trials():
-                raise ConfigError(
-                    "the folder holds trials of another sweep, or of this one before it was changed",
-                    where=f"--sweep_dir {folder}",
-                    got=f"{copy} differs from {sweep.path}",
-                    fix=f"--sweep_dir {folder}-2, or rm -r {folder}",
-                )
-            else:
-                copy.write_text(sweep.text, encoding="utf-8")
+        except OSError as error:
+            what = "the folder of the trials cannot be written"
+            raise ConfigError(what, where=f"--sweep_dir {folder}", got=error, fix="name another folder") from None
         return journal
 
     @contextmanager
@@ -91,14 +91,14 @@ class Journal:
     def trials(self) -> list[Trial]:
         """All trials, by number."""
         path = self.folder / TRIALS
-        self._trials = {}
+        found: dict[int, Trial] = {}
         for line in path.read_bytes().splitlines() if path.exists() else ():
             try:
                 values = json.loads(line)
             except ValueError:  # the last line of a killed worker
                 continue
-            self._trials[values["number"]] = Trial(**values)
-        return [self._trials[number] for number in sorted(self._trials)]
+            found[values["number"]] = Trial(**values)
+        return [found[number] for number in sorted(found)]
 
     def write(self, trial: Trial) -> Trial:
         """Add how a trial stands; call it alone."""

@@ -14,9 +14,11 @@ from anima.config.spelling import nearest
 from anima.errors import ConfigError
 
 METHODS = ("grid", "random", "bayes")
+ONLY_WANDB = ("early_terminate", "run_cap", "controller", "settings", "job")
+"""Keys that a local sweep does not follow."""
 KEYS = (
     *("program", "command", "method", "metric", "parameters", "name", "description", "project", "entity"),
-    *("early_terminate", "run_cap", "controller", "settings", "job"),
+    *ONLY_WANDB,
 )
 PARAMETER_KEYS = ("value", "values", "probabilities", "distribution", "min", "max", "mu", "sigma", "q")
 RANGES = ("uniform", "q_uniform", "int_uniform", "log_uniform_values", "inv_log_uniform_values", "q_log_uniform_values")
@@ -68,12 +70,11 @@ class Sweep:
     metric: str
     goal: str
     parameters: tuple[Parameter, ...]
-    early_terminate: bool = False
     lines: Mapping[str, int] = field(default_factory=dict)
 
     def at(self, key: str) -> str:
         """`file:line` of a top-level key."""
-        return f"{self.path}:{self.lines[key]}" if key in self.lines else self.path
+        return _place(self.path, self.lines, key)
 
     @property
     def sign(self) -> float:
@@ -99,14 +100,14 @@ def read_sweep(path: str) -> Sweep:
         raise ConfigError("this is not YAML", where=path, got=error) from None
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError("a sweep is a mapping", where=path, allowed="method:, metric:, parameters:, command:, …")
-    lines = _lines(root)
+    lines = _lines(root, path)
     for key in values:
-        _known(str(key), KEYS, f"{path}:{lines[str(key)]}", "a sweep has no such key")
+        _known(str(key), KEYS, _place(path, lines, key), "a sweep has no such key")
     method = _method(values, path, lines)
     metric, goal = _metric(values, path, lines)
     command = values.get("command", list(DEFAULT_COMMAND))
     if not isinstance(command, list):
-        raise ConfigError("the command is a list of words", where=f"{path}:{lines['command']}", got=repr(command))
+        raise ConfigError("the command is a list of words", where=_place(path, lines, "command"), got=repr(command))
     return Sweep(
         path=path,
         text=text,
@@ -115,8 +116,7 @@ def read_sweep(path: str) -> Sweep:
         method=method,
         metric=metric,
         goal=goal,
-        parameters=_parameters(values, root, path, lines),
-        early_terminate="early_terminate" in values,
+        parameters=_parameters(values, root, path),
         lines=lines,
     )
 
@@ -134,8 +134,21 @@ def _read(path: str) -> str:
         ) from None
 
 
-def _lines(node: yaml.MappingNode) -> dict[str, int]:
-    return {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
+def _lines(node: yaml.MappingNode, path: str) -> dict[str, int]:
+    """The line of each key; of two alike YAML would take the last without a word."""
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in lines:
+            got = f"once more after line {lines[name]}"
+            raise ConfigError(f"{name} stands twice", where=f"{path}:{line}", got=got, fix="keep the one you mean")
+        lines[name] = line
+    return lines
+
+
+def _place(path: str, lines: Mapping[str, int], key: object) -> str:
+    """`file:line` of a key; the file alone for one that is missing, merged in by `<<`, or no text (yes is True)."""
+    return f"{path}:{lines[str(key)]}" if str(key) in lines else path
 
 
 def _known(name: str, known: tuple[str, ...], where: str, what: str) -> None:
@@ -148,12 +161,12 @@ def _known(name: str, known: tuple[str, ...], where: str, what: str) -> None:
 
 def _method(values: Mapping[str, Any], path: str, lines: Mapping[str, int]) -> str:
     method = str(values.get("method", ""))
-    _known(method, METHODS, f"{path}:{lines['method']}" if "method" in lines else path, "no such method of choosing")
+    _known(method, METHODS, _place(path, lines, "method"), "no such method of choosing")
     return method
 
 
 def _metric(values: Mapping[str, Any], path: str, lines: Mapping[str, int]) -> tuple[str, str]:
-    where = f"{path}:{lines['metric']}" if "metric" in lines else path
+    where = _place(path, lines, "metric")
     metric = values.get("metric")
     if not isinstance(metric, dict) or "name" not in metric:
         raise ConfigError(
@@ -164,15 +177,13 @@ def _metric(values: Mapping[str, Any], path: str, lines: Mapping[str, int]) -> t
     return str(metric["name"]), goal
 
 
-def _parameters(
-    values: Mapping[str, Any], root: yaml.MappingNode, path: str, lines: Mapping[str, int]
-) -> tuple[Parameter, ...]:
+def _parameters(values: Mapping[str, Any], root: yaml.MappingNode, path: str) -> tuple[Parameter, ...]:
     given = values.get("parameters")
     if not isinstance(given, dict) or not given:
         raise ConfigError("a sweep needs parameters", where=path, fix="parameters: {learning_rate: {values: [1.0e-4]}}")
     (node,) = [value for key, value in root.value if key.value == "parameters"]
-    where = _lines(cast(yaml.MappingNode, node))
-    return tuple(_parameter(str(name), spec, f"{path}:{where[str(name)]}") for name, spec in given.items())
+    places = _lines(cast(yaml.MappingNode, node), path)
+    return tuple(_parameter(str(name), spec, _place(path, places, name)) for name, spec in given.items())
 
 
 def _parameter(name: str, spec: object, where: str) -> Parameter:
@@ -205,6 +216,8 @@ def _parameter(name: str, spec: object, where: str) -> Parameter:
     if "log" in kind and kind in RANGES and least <= 0:
         raise ConfigError(f"{name}: a logarithm needs positive bounds", where=where, got=f"min {least:g}")
     step = _number(spec, "q", name, where) if "q" in spec else 1.0
+    if not step > 0:
+        raise ConfigError(f"{name}: values lie a positive q apart", where=where, got=f"q: {step:g}")
     return Parameter(name, where, kind, low=least, high=most, step=step)
 
 
@@ -215,10 +228,12 @@ def _categorical(name: str, spec: Mapping[Any, Any], where: str) -> Parameter:
     texts = [str(choice) for choice in choices]
     if doubled := sorted({text for text in texts if texts.count(text) > 1}):
         raise ConfigError(f"{name} has the same value twice", where=where, got=", ".join(doubled), fix="keep one")
-    probabilities = tuple(float(share) for share in spec.get("probabilities", ()))
-    if probabilities and len(probabilities) != len(choices):
-        raise ConfigError(f"{name}: as many probabilities as values", where=where, got=f"{len(probabilities)}")
-    return Parameter(name, where, "categorical", tuple(choices), probabilities=probabilities)
+    shares = spec.get("probabilities", [1.0] * len(choices))
+    numbers = isinstance(shares, list) and all(isinstance(share, int | float) for share in shares)
+    if not numbers or len(shares) != len(choices):
+        raise ConfigError(f"{name}: as many probabilities as values", where=where, got=repr(shares))
+    given = tuple(map(float, shares)) if "probabilities" in spec else ()
+    return Parameter(name, where, "categorical", tuple(choices), probabilities=given)
 
 
 def _number(spec: Mapping[Any, Any], key: str, name: str, where: str) -> float:

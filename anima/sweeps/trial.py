@@ -20,7 +20,6 @@ from anima.train import run_folder
 POLL_SECONDS = 0.2
 ASK_SECONDS = 5.0
 """Between two requests to stop: a process that is only starting does not listen yet."""
-METRICS = run_folder.METRICS
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def log_of(folder: Path, trial: Trial) -> Path:
 def last_metric(output_dir: Path, name: str) -> float | None:
     """The last value of a metric, as W&B's summary has it; None if it was never logged."""
     try:
-        rows = read_metrics(output_dir / METRICS)
+        rows = read_metrics(output_dir / run_folder.METRICS)
     except (OSError, DataError):
         return None
     values = [row[name] for row in rows if name in row]

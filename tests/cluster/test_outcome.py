@@ -16,7 +16,7 @@ from anima.cluster.outcome import (
     recall,
     remember,
 )
-from anima.config.cli import parse_config
+from anima.config.cli import parse_config, write_config
 from anima.config.schema import Config
 
 BEFORE = Memory("runs/x", step=100)
@@ -93,9 +93,17 @@ def make_config(folder: Path, *flags: str) -> Config:
 def test_finished_is_a_summary_that_nothing_goes_beyond(tmp_path: Path) -> None:
     assert not is_finished(make_config(tmp_path))
     (tmp_path / "summary.json").write_text(json.dumps({"steps": 50}))
+    assert not is_finished(make_config(tmp_path))  # whose is it?
+    write_config(make_config(tmp_path), tmp_path / "config.yaml")
     assert is_finished(make_config(tmp_path))
     assert is_finished(make_config(tmp_path, "--max_steps", "50"))
     assert not is_finished(make_config(tmp_path, "--max_steps", "51"))
+    assert is_finished(make_config(tmp_path, "--logging_steps", "5", "--resume", "auto"))  # nothing else is learned
+    for other in (("--num_train_epochs", "3"), ("--learning_rate", "1e-5"), ("--lora_r", "8")):
+        assert not is_finished(make_config(tmp_path, *other))
+    write_config(make_config(tmp_path, "--max_steps", "50"), tmp_path / "config.yaml")
+    assert not is_finished(make_config(tmp_path))  # a whole epoch is asked for now
+    write_config(make_config(tmp_path), tmp_path / "config.yaml")
     (tmp_path / "checkpoints" / "step-60").mkdir(parents=True)  # a longer run, cut off
     assert newest_step(str(tmp_path)) == 60
     assert not is_finished(make_config(tmp_path))

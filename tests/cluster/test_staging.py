@@ -11,7 +11,7 @@ import pytest
 from anima.cluster import staging
 from anima.cluster.staging import local_base
 from anima.config.schema import ModelConfig
-from anima.errors import ModelError
+from anima.errors import ConfigError, ModelError
 
 
 @pytest.fixture
@@ -102,15 +102,42 @@ def test_what_a_killed_copy_left_is_not_taken(base: Path, tmp_path: Path, monkey
     assert (folder / "model.safetensors").stat().st_size == 300_000
 
 
+def test_what_a_copy_left_that_had_no_time_to_clean_up_goes(base: Path, tmp_path: Path) -> None:
+    folder, _ = stage(base, tmp_path)
+    shutil.rmtree(folder)
+    leftover = folder.with_name(f".staging-{folder.name}-99999999")
+    leftover.mkdir()
+    other = folder.with_name(".staging-other-base-0123456789abcdef-99999999")  # perhaps being written
+    other.mkdir()
+    stage(base, tmp_path)
+    assert not leftover.exists()
+    assert other.exists()
+
+
+def test_a_variable_that_is_not_set_makes_no_folder_of_that_name(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NODE_DISK", raising=False)
+    with pytest.raises(ConfigError, match="NODE_DISK is not set"):
+        local_base(config_of(base, "$NODE_DISK/x"), print)
+    assert not list(tmp_path.glob("*NODE_DISK*"))
+    monkeypatch.setenv("NODE_DISK", str(tmp_path / "disk"))
+    copy = local_base(config_of(base, "${NODE_DISK}/x"), print)
+    assert copy is not None
+    assert copy.parent == tmp_path / "disk" / "x"
+
+
 def test_without_room_it_says_what_to_delete(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, _ = stage(base, tmp_path)
     (base / "config.json").write_text('{"changed": 1}')
+    (tmp_path / "scratch" / "thesis").mkdir()  # not ours
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(ModelError) as caught:
         stage(base, tmp_path)
     assert "no room" in str(caught.value)
-    assert f"rm -r {old}" in str(caught.value)
+    assert str(caught.value.fix) == f"rm -r {old}"
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_with_a_way_on(base: Path, tmp_path: Path) -> None:

@@ -34,3 +34,11 @@ def test_variables_in_the_output_folder_are_filled_in(monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError) as caught:
         parse_config([*NEEDED, "--output_dir=runs/$WANDB_RUN_ID"])
     assert "WANDB_RUN_ID is not set" in str(caught.value)
+
+
+def test_a_leading_tilde_is_the_home_folder_in_yaml_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell replaces it in `--output_dir ~/x` alone; half of the program doing so would cut a run in two."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("output_dir: ~/runs/mine\n")
+    config, _ = parse_config([*NEEDED, "--config", str(tmp_path / "c.yaml")])
+    assert config.output.output_dir == f"{tmp_path}/runs/mine"

@@ -86,6 +86,17 @@ def test_a_cache_that_cannot_be_written_names_the_flag(tmp_path: Path) -> None:
     assert caught.value.where == "--data_cache_dir"
 
 
+def test_a_disk_that_fills_up_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    def fill(folder: Path) -> None:
+        (folder / "part").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(DataError, match="cannot be written") as caught:
+        build_once(tmp_path / "key", fill)
+    assert caught.value.got == f"{tmp_path}: No space left on device"
+    assert _names(tmp_path) == ["key.lock"]
+
+
 def test_without_locks_the_work_is_done_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some network file systems have no locks: a faster process may put its folder there first."""
     import fcntl

@@ -223,6 +223,6 @@ def test_wrong_tool_messages_are_named(messages: list[dict[str, Any]], what: str
 def test_tools_as_text_and_wrong_tools() -> None:
     row = {**TOOL_ROW, "tools": json.dumps(TOOL_ROW["tools"])}
     assert to_conversation(row, "messages", "f:1").tools == to_conversation(TOOL_ROW, "messages", "f:1").tools != ""
-    for wrong in ("sum", 3, ["sum"]):
+    for wrong in ("sum", 3, ["sum"], "[" * 100_000):
         with pytest.raises(DataError, match="tools is"):
             to_conversation({**TOOL_ROW, "tools": wrong}, "messages", "f:1")

@@ -134,7 +134,14 @@ def test_no_network_names_the_way_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError('Unknown split "x"'), datasets.exceptions.DatasetNotFoundError("gone"), FileNotFoundError("f")]
+    "error",
+    [
+        ValueError('Unknown split "x"'),
+        datasets.exceptions.DatasetNotFoundError("gone"),
+        FileNotFoundError("f"),
+        OSError("Not enough disk space."),
+        RuntimeError("Dataset scripts are no longer supported, but found name.py"),
+    ],
 )
 def test_what_the_hub_does_not_give(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object, **__: object) -> None:
@@ -145,3 +152,14 @@ def test_what_the_hub_does_not_give(error: Exception, monkeypatch: pytest.Monkey
         list(read_hub("owner/name[x]"))
     assert caught.value.where == "owner/name[x]"
     assert caught.value.got == str(error)
+
+
+def test_a_hub_that_falls_silent_before_it_names_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: iter(()))
+    monkeypatch.setattr(datasets, "load_dataset_builder", lost)
+    with pytest.raises(DataError, match="the hub cannot be reached") as caught:
+        hub_fingerprint("owner/name", streaming=True)
+    assert caught.value.got == "ConnectionError"

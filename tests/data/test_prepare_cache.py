@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
+from anima.config.schema import DataConfig
 from anima.data import prepare as module
 from anima.data import row_work
+from anima.data.kinds import CONVERSATIONS
+from anima.data.prepare import tokenise
+from anima.data.templates import make_template
 from anima.errors import DataError
 
 PROCESS = Path(__file__).with_name("preparing_process.py")
@@ -72,10 +76,25 @@ def test_an_error_is_not_cached(run: Any, write_rows: Any, tmp_path: Path) -> No
 def test_a_damaged_cache_says_what_to_remove(run: Any, write_rows: Any) -> None:
     folder = Path(run(write_rows(PAIRS)).report.train_cache.path)
     tokens = (folder / "tokens.arrow").read_bytes()
-    (folder / "tokens.arrow").write_bytes(tokens[: len(tokens) // 2])
-    with pytest.raises(DataError, match="damaged") as caught:
-        run(write_rows(PAIRS))
-    assert caught.value.fix == f"rm -r {folder}"
+    whole = (folder / "report.json").read_bytes()
+    for name, content in (("report.json", b"[]"), ("report.json", b""), ("tokens.arrow", tokens[: len(tokens) // 2])):
+        (folder / "report.json").write_bytes(whole)
+        (folder / name).write_bytes(content)
+        with pytest.raises(DataError, match="damaged") as caught:
+            run(write_rows(PAIRS))
+        assert caught.value.fix == f"rm -r {folder}"
+
+
+def test_damaged_lengths_say_what_to_remove(write_rows: Any, byte_tokenizer: Any, tmp_path: Path) -> None:
+    config = DataConfig(train_files=(write_rows(PAIRS),), data_cache_dir=str(tmp_path / "cache"))
+    tokenizer = byte_tokenizer()
+    whole = tokenise(CONVERSATIONS, config, tokenizer, make_template("auto", tokenizer))[0]
+    lengths = Path(whole.cache.path) / "lengths.npy"
+    for damage in (lambda: lengths.write_bytes(b""), lambda: lengths.write_bytes(b"x" * 200), lengths.unlink):
+        damage()
+        with pytest.raises(DataError, match="damaged") as caught:
+            whole.lengths()
+        assert caught.value.fix == f"rm -r {whole.cache.path}"
 
 
 def _process(file: str, cache: Path, delay: float) -> subprocess.Popen[str]:

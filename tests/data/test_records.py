@@ -6,6 +6,7 @@ from anima.data.records import Conversation, Message, find_problem
 from anima.errors import DataError
 
 SYSTEM, USER, ANSWER = Message("system", "S"), Message("user", "Q"), Message("assistant", "A")
+CALL = Message("assistant", "", tool_calls="[{}]")
 
 
 @pytest.mark.parametrize("messages", [(USER, ANSWER), (SYSTEM, USER, ANSWER), (USER, ANSWER, USER, ANSWER)])
@@ -28,6 +29,8 @@ def test_conversations_in_order_are_accepted(messages: tuple[Message, ...]) -> N
         ((SYSTEM, USER, Message("assistant", "")), 2, "content", "answer is empty"),
         ((Message("user", "a\ud83d"), ANSWER), 0, "content", "half a character"),
         ((Message("user", "a", "\udc00"), ANSWER), 0, "content", "half a character"),
+        ((USER, CALL, Message("tool", "1", tool_name="\ud83d"), ANSWER), 2, "content", "half a character"),
+        ((USER, CALL, Message("tool", "1", tool_call_id="\ud83d"), ANSWER), 2, "content", "half a character"),
     ],
 )
 def test_each_breach_is_named(messages: tuple[Message, ...], index: int, field: str, what: str) -> None:
@@ -47,3 +50,9 @@ def test_an_empty_question_is_allowed() -> None:
 def test_text_joins_content_and_context_by_a_blank_line() -> None:
     assert Message("user", "Sort", "b a").text == "Sort\n\nb a"
     assert Message("user", "Sort").text == "Sort"
+
+
+def test_tools_that_no_tokenizer_could_read() -> None:
+    with pytest.raises(DataError, match=r"half a character \(tools\)") as caught:
+        Conversation((USER, ANSWER), "data.jsonl:7", tools='[{"name": "\ud83d"}]')
+    assert caught.value.where == "data.jsonl:7"

@@ -64,6 +64,8 @@ def test_only_what_cannot_be_a_file_is_a_hub_name(folder: Path) -> None:
         ("data/readme.md", "'.md' cannot be read", ".json .jsonl .csv .tsv .parquet"),
         ("empty", "folder holds no data", "empty"),
         ("data/x.json.gz", "does not exist", ""),
+        ("~nobody-of-this-name/a.json", "folder does not exist", "~nobody-of-this-name"),
+        ("n" * 300 + ".json", "cannot be read", "File name too long"),
     ],
 )
 def test_what_cannot_be_found_is_explained(name: str, what: str, detail: str, folder: Path) -> None:

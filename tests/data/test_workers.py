@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,13 @@ def test_the_number_of_processes_changes_nothing(
     assert str(caught.value.where).endswith("b.jsonl:446")
 
 
+@pytest.mark.parametrize("cannot_travel", [threading.Lock(), lambda: None, type("Gone", (), {})()])
 def test_a_tokenizer_that_cannot_travel_works_alone(
-    write_rows: Any, byte_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cannot_travel: object, write_rows: Any, byte_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "FIRST_BATCHES", 1)
     tokenizer = byte_tokenizer()
-    tokenizer.cannot_travel = lambda: None
+    tokenizer.cannot_travel = cannot_travel
     assert len(_prepare(write_rows(ROWS[1:20] * 30), tmp_path / "c", tokenizer, 2).train) == 570
 
 

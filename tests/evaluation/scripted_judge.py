@@ -50,7 +50,7 @@ class ScriptedJudge:
                 status, headers, answer = judge.handle(body, self.headers.get("Authorization", ""))
                 data = json.dumps(answer).encode()
                 self.send_response(status)
-                for name, value in {**headers, "Content-Type": "application/json"}.items():
+                for name, value in {"Content-Type": "application/json", **headers}.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()

@@ -89,6 +89,13 @@ def test_answers_from_a_file(tmp_path: Path) -> None:
     path.write_text('{"question_id": 0}\n')
     with pytest.raises(DataError, match="'answer'"):
         answers_of_file(str(path), QUESTIONS, "text")
+    for rows, message in (
+        ('{"answer": "a"}\n', "question_id is missing"),
+        ('{"question_id": 0, "answer": "a"}\n' * 2, "twice"),
+    ):
+        path.write_text(rows)
+        with pytest.raises(DataError, match=message):
+            answers_of_file(str(path), QUESTIONS, "text")
     with pytest.raises(DataError, match="no such file"):
         answers_of_file(str(tmp_path / "none"), QUESTIONS, "text")
 

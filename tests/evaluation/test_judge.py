@@ -65,6 +65,15 @@ def test_after_the_last_retry_it_says_so_without_the_key() -> None:
     assert "(the key)" in str(caught.value)
 
 
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "text/html"}])
+def test_another_kind_of_server_or_an_error_under_status_200(headers: dict[str, str]) -> None:
+    with ScriptedJudge({}, failures=[(200, headers)]) as server, pytest.raises(ConfigError) as caught:
+        EndpointJudge(endpoint(server)).ask("", "x")
+    assert "no chat completion" in str(caught.value)
+    assert "--base_url" in str(caught.value)
+    assert KEY not in str(caught.value)
+
+
 def test_no_server_at_all() -> None:
     judge = EndpointJudge(
         Endpoint(base_url="http://127.0.0.1:9/v1", model="m", api_key=KEY, max_retries=1), sleep=lambda seconds: None

@@ -1,5 +1,6 @@
 """Translation: what models put around it is taken off, and what was translated is not asked again."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,30 @@ def test_an_empty_translation_is_asked_again(tmp_path: Path) -> None:
     again = Translator()
     assert len(translate(tmp_path, again)) == 3
     assert again.asked == 1
+
+
+def test_a_translation_that_was_cut_off_is_asked_again(tmp_path: Path) -> None:
+    def cut(system: str, user: str) -> Reply:
+        return Reply("译：Question nu", 1, 1, "length")
+
+    assert translate_questions(tmp_path, QUESTIONS, "C", "m", cut, concurrency=1, on_reply=lambda reply: None) == []
+    again = Translator()
+    assert len(translate(tmp_path, again, "C")) == 3
+    assert again.asked == 3
+
+
+def test_ctrl_c_asks_nothing_more(tmp_path: Path) -> None:
+    asked = []
+
+    def slowly(system: str, user: str) -> Reply:
+        asked.append(user)
+        time.sleep(0.05)
+        return Reply("译", 1, 1, "stop")
+
+    def interrupted(reply: Reply) -> None:
+        raise KeyboardInterrupt
+
+    many = [Question(n, f"Question number {n}?", "generic") for n in range(60)]
+    with pytest.raises(KeyboardInterrupt):
+        translate_questions(tmp_path, many, "Chinese", "m", slowly, concurrency=2, on_reply=interrupted)
+    assert len(asked) < 60

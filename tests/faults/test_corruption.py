@@ -154,7 +154,12 @@ def test_the_command_shows_and_prunes_the_same(copy: Path, capsys: pytest.Captur
     assert len(lines) == 3
     assert "--resume auto takes this" in lines[2]
     command.main(["verify", str(copy / "step-6")])
-    assert "whole" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "whole" in printed
+    assert "--resume auto" not in printed  # step-8 is newer
+    with pytest.raises(CheckpointError, match="one checkpoint alone"):  # the others are whole, though nobody looked
+        command.main(["prune", str(copy / "step-6"), "--keep", "2"])
+    assert checkpoint.steps(copy) == [4, 6, 8]
     cut_off(copy / "step-8" / "trainer_state.json", random.Random(3))
     with pytest.raises(CheckpointError, match="1 of 3"):
         command.main(["verify", str(copy)])

@@ -32,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape_dir", type=Path, required=True, help="config.json and tokenizer (make_shape.py)")
     parser.add_argument("--work_dir", type=Path, required=True, help="scratch folder; emptied at the end")
+    parser.add_argument("--merged_dir", type=Path, help="another scratch folder for the merged model; not needed twice")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
@@ -187,7 +188,7 @@ def _merge(options: argparse.Namespace, compute: Any, into: Any) -> dict[str, An
     from anima.inference.merged_folder import MergeRequest
     from anima.inference.merging import prepare_merge, run_merge
 
-    out = options.work_dir / "merged"
+    out = (options.merged_dir or options.work_dir) / "merged"
     shutil.rmtree(out, ignore_errors=True)
     request = MergeRequest(
         (str(options.work_dir / "adapter"),),

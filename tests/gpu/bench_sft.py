@@ -1,10 +1,11 @@
 """Speed and memory of SFT steps on one GPU: tokens/s with the optimizer, peak memory, share of the GEMM ceiling.
 
     python tests/gpu/make_shape.py --shape llama-33b --train_files DATA… --output_dir /tmp/llama-33b
-    python tests/gpu/bench_sft.py --model /tmp/llama-33b --runs all:8192 cheap:4096 none:4096 --json out.json
+    python tests/gpu/bench_sft.py --model /tmp/llama-33b --runs all:8192 cheap:4096 cheap:4096:fp8 --json out.json
 
 Random weights in NF4, LoRA on all linear layers, sequence lengths drawn from the ancestor's data (log-normal fits to
-its quantiles, cut at 512 + 512), real DeepSpeed ZeRO-2 and paged 8-bit AdamW. One line a run `recompute:tokens`.
+its quantiles, cut at 512 + 512), real DeepSpeed ZeRO-2 and paged 8-bit AdamW. One line a run `recompute:tokens`;
+`cheap/30:8192` lets 30 layers wait in host memory; `cheap:4096:fp8` computes in fp8, and such runs come last.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from anima.data.batching import assign, collate
 from anima.data.encode import IGNORE_INDEX, TokenSequence
 from anima.model.base_model import fingerprint, load_base
 from anima.model.compute import choose_compute, claim_device
-from anima.model.lora import attach_lora, trainable_parameters
+from anima.model.lora import attach_lora, compute_in_fp8, trainable_parameters
 from anima.model.packed import PackedModel
 from anima.model.recompute import apply_policy
 from anima.objectives.sft import SupervisedFineTuning
@@ -41,13 +42,13 @@ def main() -> None:
     """Build the model once, time every run, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="shape folder")
-    parser.add_argument("--runs", nargs="+", required=True, metavar="RECOMPUTE:TOKENS")
+    parser.add_argument("--runs", nargs="+", required=True, metavar="RECOMPUTE[/OFFLOAD]:TOKENS[:fp8]")
     parser.add_argument("--sequences", type=int, default=64, help="of one optimizer step")
     parser.add_argument("--steps", type=int, default=3, help="timed steps, after one of warm-up")
     parser.add_argument("--lora_r", type=int, default=64)
     parser.add_argument("--max_gpu_memory_gib", type=float)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--profile", action="store_true", help="print the kernels of one step of the last run")
+    parser.add_argument("--profile", nargs="*", default=[], help="runs of which the kernels of a step are printed")
     options = parser.parse_args()
     compute = choose_compute("cuda", "bf16", 0)
     claim_device(compute, options.max_gpu_memory_gib)
@@ -56,19 +57,22 @@ def main() -> None:
     ceiling = gemm_ceiling()
     parameters = matmul_parameters(options.model)
     print(
-        f"{torch.cuda.get_device_name()}, GEMM ceiling {ceiling / 1e12:.0f} TFLOP/s, "
-        f"{parameters / 1e9:.2f} B parameters"
+        f"{torch.cuda.get_device_name()}, GEMM ceiling {ceiling / 1e12:.0f} TFLOP/s, to the host "
+        f"{host_bandwidth() / 1e9:.0f} GB/s, {parameters / 1e9:.2f} B parameters"
     )
-    results = []
+    results, fp8 = [], False
     for run in options.runs:
-        policy, _, budget = run.rpartition(":")
+        policy, budget, *form = run.split(":")
+        if form == ["fp8"] and not fp8:
+            fp8 = True
+            print(f"in fp8 but for {len(compute_in_fp8(engine.network.adapted))} matrices")
         result = measure(engine, policy, int(budget), options.sequences, options.steps)
         if "tokens_per_second" in result:
             result["share_of_ceiling"] = 4 * parameters * result["tokens_per_second"] / ceiling
         results.append({"run": run, **result})
         print(json.dumps(results[-1]), flush=True)
-    if options.profile:
-        profile(engine, int(budget), options.sequences)
+        if run in options.profile and "out_of_memory" not in result:
+            profile(engine, int(budget), options.sequences)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
     distributed.stop()
@@ -129,12 +133,24 @@ def step_batches(budget: int, sequences: int, seed: int) -> tuple[list[Any], int
 
 def measure(engine: Engine, policy: str, budget: int, sequences: int, steps: int) -> dict[str, Any]:
     """Median seconds of an optimizer step, tokens/s over all timed steps, peak memory; or where it ran out."""
-    apply_policy(engine.network.causal_lm, policy)  # type: ignore[union-attr, arg-type]
+    recompute, _, away = policy.partition("/")
+    apply_policy(engine.network.causal_lm, recompute, int(away or 0))  # type: ignore[union-attr, arg-type]
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     engine.train_mode()
-    seconds, tokens, update = [], 0, []
+    seconds, update, tokens = [], [], 0
+    original = engine.step
+
+    def timed(learning_rate: float) -> Any:
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        outcome = original(learning_rate)
+        torch.cuda.synchronize()
+        update.append(time.perf_counter() - began)
+        return outcome
+
+    engine.step = timed  # type: ignore[method-assign]
     try:
         for seed in range(steps + 1):
             batches, count = step_batches(budget, sequences, seed)
@@ -145,15 +161,16 @@ def measure(engine: Engine, policy: str, budget: int, sequences: int, steps: int
             if seed:
                 seconds.append(time.perf_counter() - started)
                 tokens += count
-            update.append(len(batches))
     except torch.OutOfMemoryError:
-        engine._engine.optimizer.zero_grad()
         return {"out_of_memory": True}
+    finally:
+        engine.step = original  # type: ignore[method-assign]
     return {
         "tokens_per_second": round(tokens / sum(seconds)),
         "step_seconds": round(statistics.median(seconds), 3),
         "tokens_per_step": tokens // steps,
-        "micro_batches": update[-1],
+        "update_seconds": round(statistics.median(update[1:]), 3),
+        "micro_batches": len(batches),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
     }
 
@@ -171,6 +188,16 @@ def gemm_ceiling() -> float:
     return float(10 * 2 * 8192**3 / (time.perf_counter() - started))
 
 
+def host_bandwidth() -> float:
+    """Bytes a second from the device to pinned host memory."""
+    device, host = torch.empty(2**30, dtype=torch.uint8, device="cuda"), torch.empty(2**30, dtype=torch.uint8)
+    host = host.pin_memory()
+    host.copy_(device)
+    started = time.perf_counter()
+    host.copy_(device)
+    return 2**30 / (time.perf_counter() - started)
+
+
 def matmul_parameters(model: str) -> int:
     """Parameters of the linear layers and the head: what a token is multiplied with."""
     c = AutoConfig.from_pretrained(model)
@@ -179,12 +206,19 @@ def matmul_parameters(model: str) -> int:
 
 
 def profile(engine: Engine, budget: int, sequences: int) -> None:
-    """Kernels of one step by time."""
+    """Kernels of one step by time, and how much of its wall time the GPU worked."""
     batches, _ = step_batches(budget, sequences, 99)
+    torch.cuda.synchronize()
+    began = time.perf_counter()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
         train_step(engine, SupervisedFineTuning(), batches, 1e-4, MetricSums())
         torch.cuda.synchronize()
-    print(found.key_averages().table(sort_by="cuda_time_total", row_limit=30, max_name_column_width=70))
+        wall = time.perf_counter() - began
+    rows = sorted(found.key_averages(), key=lambda row: -row.self_device_time_total)
+    busy = sum(row.self_device_time_total for row in rows) / 1e6
+    print(f"a step of {len(batches)} micro-batches: {wall:.3f} s, kernels {busy:.3f} s")
+    for row in rows[:34]:
+        print(f"  {row.self_device_time_total / 1e3:8.1f} ms {row.count:6d} x  {row.key[:110]}")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def test_liger_norm_and_product_equal_the_formulas() -> None:
 def test_the_fused_layer_over_nf4_equals_fp32() -> None:
     import bitsandbytes as bnb
 
-    from anima.model.qlora_linear import base_weight, fused_lora_linear
+    from anima.model.qlora_linear import Projection, base_weight, fused_lora_linear
 
     linear = torch.nn.Linear(1024, 512, bias=False)
     base = bnb.nn.Linear4bit(1024, 512, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
@@ -68,7 +68,7 @@ def test_the_fused_layer_over_nf4_equals_fp32() -> None:
     x, a, b = torch.randn(700, 1024), torch.randn(64, 1024) / 32, torch.randn(512, 64) / 8
     target = torch.randn(700, 512)
     ours = [tensor.cuda().bfloat16().requires_grad_(True) for tensor in (x, a, b)]
-    output = fused_lora_linear(ours[0], base, ours[1], ours[2], 0.25)
+    output = fused_lora_linear(ours[0], [Projection(base, ours[1], ours[2], 0.25)])[0]
     (output * target.cuda().bfloat16()).sum().backward()
     wide = [tensor.detach().double().requires_grad_(True) for tensor in ours]
     weight = base_weight(base, torch.bfloat16).double()

@@ -19,6 +19,8 @@ from anima.inference.chat import (
     named_adapters,
 )
 from anima.inference.generate import Sampling, generate_tokens
+from anima.inference.merged_folder import MergeRequest
+from anima.inference.merging import prepare_merge
 from anima.model.base_model import load_base
 from anima.model.compute import Compute
 from anima.model.packed import generating
@@ -161,3 +163,33 @@ def test_names_of_speakers(folders: dict[str, Path]) -> None:
     for spec in (f"base={sft}", f"={sft}"):
         with pytest.raises(ModelError, match="taken"):
             named_adapters([spec])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("adapter_model.safetensors", None, "damaged"),  # cut off
+        ("adapter_model.safetensors", b"", "damaged"),
+        ("adapter_config.json", b"", "damaged"),
+        ("adapter_config.json", b"[]", "damaged"),
+        ("adapter_config.json", b'{"peft_type": "IA3", "r": 4, "lora_alpha": 8}', "damaged"),
+        ("adapter_config.json", b'{"peft_type": "LORA", "lora_alpha": 8}', "damaged"),
+        ("anima.json", b"[]", "how its adapter was trained"),
+    ],
+)
+def test_a_damaged_adapter_is_told_before_the_base_is_loaded(
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    content: bytes | None,
+    message: str,
+) -> None:
+    monkeypatch.setattr("anima.inference.chat.load_base", lambda *_: pytest.fail("the base was loaded"))
+    copy = tmp_path / "copy"
+    shutil.copytree(folders["sft"], copy)
+    (copy / file).write_bytes((copy / file).read_bytes()[:-9] if content is None else content)
+    with pytest.raises(ModelError, match=message):
+        load_speakers(SpeakerSettings({"sft": copy}))
+    with pytest.raises(ModelError, match=message):
+        prepare_merge(MergeRequest((str(copy),), None), FP32)

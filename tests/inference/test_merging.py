@@ -14,6 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
+import launch.merge as merge_script
 from anima.config.schema import ModelConfig
 from anima.errors import ModelError
 from anima.inference import merging
@@ -140,6 +141,15 @@ def test_two_adapters_at_once_are_two_merges_one_after_the_other(
     assert drifts[AS_TRAINED if quantization == "nf4" else INTO_ORIGINAL].mean < 0.05
 
 
+def test_what_was_merged_into_is_said(
+    tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    folder = trained(tmp_path / "adapter", tiny_llama_dir, 1, quantization="none")
+    merge_script.main(["--adapter", str(folder), "--output_dir", str(tmp_path / "merged"), "--device", "cpu"])
+    assert "merged original in bf16" in capsys.readouterr().out  # there is no NF4 that it was trained over
+
+
 def test_adapters_that_do_not_follow_each_other_are_refused(tiny_llama_dir: Path, tmp_path: Path) -> None:
     first, second = (trained(tmp_path / str(seed), tiny_llama_dir, seed) for seed in (1, 2))
     request = MergeRequest((str(first), str(second)), None)
@@ -198,6 +208,8 @@ def test_an_adapter_of_another_base_is_told_by_hash_and_by_shape(
     with pytest.raises(ModelError, match="another base") as caught:
         prepare_merge(MergeRequest((str(adapter),), None, model_name_or_path=str(other)), FP32)
     assert str(tiny_llama_dir) in str(caught.value)
+    with pytest.raises(ModelError, match="not the one that the base comes from"):
+        prepare_merge(MergeRequest((str(adapter),), None, original=str(other)), FP32)
     config = model.config
     config.intermediate_size = 192
     AutoModelForCausalLM.from_config(config).save_pretrained(other)

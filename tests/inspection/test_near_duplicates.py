@@ -56,3 +56,18 @@ def test_only_texts_above_the_limit_count() -> None:
         for place in generator.sample(range(400), 12):
             letters[place] = "x"
         assert all(share >= 0.8 for _, share in search.find_and_add(key + 1, "".join(letters)))
+
+
+def test_half_a_character_is_compared_like_any_other() -> None:
+    search = NearDuplicates(0.8)
+    text = "an answer \ud83d of several words"
+    assert search.find_and_add(0, text) == []
+    assert search.find_and_add(1, text) == [(0, 1.0)]
+
+
+def test_a_similarity_of_one_finds_only_the_same_stretches() -> None:
+    search = NearDuplicates(1.0)
+    letters = "abcdefghij" * 30
+    assert search.find_and_add(0, letters) == []
+    assert search.find_and_add(1, letters + "abcde") == [(0, 1.0)]
+    assert search.find_and_add(2, letters + "xyz") == []

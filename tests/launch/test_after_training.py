@@ -13,6 +13,11 @@ from typing import Any
 
 import pytest
 
+import launch.evaluate as evaluate
+from anima.errors import AnimaError
+from anima.evaluation.harness import check_harness
+from anima.inference import chat
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -123,19 +128,34 @@ def test_prequantise_train_merge_chat_evaluate(launch: Any, place: Path, tiny: s
     found = json.loads((place / "numbers" / "results.json").read_text())
     assert found["sft"]["answers"]["made_now"] == 0
     assert {"choices", "choices+2shot"} <= found["sft"].keys()
+    assert found["sft"]["held_out"]["dropped"] == 0
     assert found["base"]["choices"]["questions"] == 5
 
 
-def test_what_cannot_be_measured_is_said_before_a_model_is_loaded(launch: Any, place: Path, tiny: str) -> None:
+def test_what_cannot_be_measured_is_said_before_a_model_is_loaded(
+    launch: Any, place: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start = ["--model_name_or_path", tiny, "--output_dir", str(place / "bad")]
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(chat, "load_speakers", lambda settings: pytest.fail("a model was loaded"))
+    (place / "bad").mkdir()
+    (place / "bad" / "results.json").write_text('{"base": 1')
+    choices, eval_file = str(place / "choices.json"), str(place / "eval.jsonl")
     for more, message in (
         ([], "nothing to measure"),
         (["--mmlu_files", str(place / "questions.jsonl")], "no multiple-choice question"),
         (["--mmlu_files", "nowhere.json"], "no such file of questions"),
+        (["--mmlu_files", choices, str(place / "again" / "choices.json")], "two files of one name"),
+        (["--mmlu_files", choices, "--mmlu_questions", "0"], "--mmlu_questions"),
+        (["--mmlu_examples", choices, "--eval_files", eval_file], "beside --mmlu_files"),
+        (["--eval_files", str(place / "evil.jsonl")], "--eval_files"),
+        (["--eval_files", eval_file, "--speakers", "bsae"], "no such model"),
+        (["--eval_files", eval_file], "earlier results cannot be read"),
     ):
-        done = launch([*start, *more], script="launch/evaluate.py")
-        assert done.returncode == 2
-        assert message in done.stderr
+        with pytest.raises(AnimaError) as caught:
+            evaluate.main([*start, *more])
+        assert message in str(caught.value)
     if find_spec("lm_eval") is None:
         done = launch([*start, "--lm_eval_tasks", "arc_easy"], script="launch/evaluate.py")
         assert "lm-eval is not installed" in done.stderr
@@ -155,8 +175,8 @@ def test_the_harness_runs_local_tasks(launch: Any, place: Path, tiny: str) -> No
     ok(launch([*argv, "--lm_eval_include", str(tasks)], script="launch/evaluate.py"))
     found = json.loads((place / "harness" / "results.json").read_text())
     assert 0 <= found["base"]["own_choices"]["acc"] <= 1
-    done = launch([*argv[:-1], "nothing_of_that_name", "--lm_eval_include", str(tasks)], script="launch/evaluate.py")
-    assert "knows no such task" in done.stderr
+    with pytest.raises(AnimaError, match="knows no such task"):  # and before a model is loaded
+        check_harness(["own_choices", "nothing_of_that_name"], str(tasks))
 
 
 def test_transformers_serve_speaks_for_the_merged_model(place: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from evaluation.scripted_judge import ScriptedJudge
 
 import launch.arena as arena_script
-from anima.errors import AnimaError, ConfigError, DataError
+from anima.errors import AnimaError, ConfigError, DataError, ModelError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STRENGTHS = {"alpha": 1150.0, "beta": 1050.0, "gamma": 950.0, "delta": 850.0}
@@ -162,10 +162,12 @@ def test_translate_reproduces_the_published_format(tmp_path: Path, shared_data_d
         (["rate"], "exactly one"),
         (["rate", "--matches", "x", "--method", "elos"], "method"),
         (["rate", "--matches", "x", "--start_ratings", "a"], "NAME=NUMBER"),
+        (["rate", "--matches", "x", "--start_ratings", "a=1", "--method", "bradley_terry"], "starts nowhere"),
         (["rate", "--matches", "/no/such/file"], "no such match file"),
         (["judge", "--arena", "x"], "--judge_model"),
         (["judge", "--arena", "x", "--judge_model", "m"], "OPENAI_API_KEY"),
         (["judge", "--arena", "x", "--judge_model", "m", "--base_url", "localhost:1"], "http://"),
+        (["judge", "--arena", "x", "--judge_model", "m", "--base_url", "http://localhost:80a/v1"], "http://"),
         (
             ["judge", "--arena", "x", "--judge_model", "m", "--base_url", "http://h/v1", "--judge_prompts", "y"],
             "no such judge",
@@ -200,9 +202,40 @@ def test_a_budget_is_kept_and_the_key_is_nowhere(answered: Path, capsys: pytest.
     assert key not in written + printed.out + printed.err
 
 
+def test_a_mistyped_model_is_told_before_anybody_answers(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"question_id": 1, "text": "Q?"}\n')
+    (tmp_path / "a.jsonl").write_text('{"question_id": 1, "answer": "A."}\n')
+    contestants = (f"file:given={tmp_path / 'a.jsonl'}", f"base:mistyped={tmp_path / 'nowhere'}")
+    with pytest.raises(ModelError, match="no such model folder"):
+        run(
+            "answers", "--arena", tmp_path / "arena", "--questions", tmp_path / "q.jsonl", "--contestants", *contestants
+        )
+    assert not (tmp_path / "arena").exists()
+
+
 def test_a_report_without_ratings(answered: Path) -> None:
     with pytest.raises(DataError, match="no ratings"):
         run("report", "--arena", answered)
+
+
+def test_a_report_on_more_or_fewer_models_than_have_ratings(answered: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    late = answered / "answers" / "alpha.jsonl"
+    kept = late.rename(answered / "alpha.jsonl")
+    with ScriptedJudge(STRENGTHS) as server:
+        judge = ("judge", "--arena", answered, "--judge_model", "m", "--base_url", server.base_url)
+        few = ("--schedule", "balanced", "--battles_per_pair", "2")
+        run(*judge, *few)
+        run("rate", "--arena", answered, "--num_orderings", "10", "--num_bootstrap", "10")
+        kept.rename(late)
+        run(*judge, *few)
+    run("report", "--arena", answered)
+    assert "verdicts came in after the ratings" in capsys.readouterr().err
+    page = (answered / "report.html").read_text(encoding="utf-8")
+    assert '"models": ["' in page
+    assert json.loads(page.split('"models": ')[1].split("]")[0] + "]")[-1] == "alpha"
+    (answered / "answers" / "beta.jsonl").unlink()
+    run("report", "--arena", answered)
+    assert '"beta": {}' in (answered / "report.html").read_text(encoding="utf-8")
 
 
 def test_models_answer_and_an_unfinished_file_is_finished(

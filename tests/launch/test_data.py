@@ -99,6 +99,7 @@ def test_a_config_of_training_is_enough(flags: Any, capsys: Any, tmp_path: Path)
         (["check", "--rowz", "1"], ["did you mean rows"]),
         (["stats", "--ranks", "0"], ["nobody would train"]),
         (["check", "--similarity", "80"], ["a similarity is a share"]),
+        (["check", "--max_near_rows", "-1"], ["not negative"]),
         (["check", "--html", "x.html", *NEEDED], ["--html means nothing to check", "with show and stats"]),
         (["stats", "--rows", "7", *NEEDED], ["--rows means nothing to stats"]),
     ],
@@ -114,3 +115,37 @@ def test_as_a_program(launch: Any, flags: Any) -> None:
     assert done.returncode == 2, done.stderr
     assert "Training would refuse this data" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_half_a_character_is_named_and_shown(flags: Any, capsys: Any, tmp_path: Path) -> None:
+    bad = [*GOOD, {"prompt": "a question of some length", "completion": "yes \ud83d no"}]
+    with pytest.raises(SystemExit):
+        data.main(["check", *flags(bad)])
+    assert "the text holds half a character" in capsys.readouterr().out
+    data.main(["show", *flags(bad), "--rows", "9", "--html", str(tmp_path / "rows.html")])
+    shown = capsys.readouterr().out
+    assert "yes \\ud83d no" in shown
+    assert shown.encode()
+
+
+def test_show_without_rows_takes_the_first_ones(flags: Any, capsys: Any) -> None:
+    for rows, shown in ((GOOD, ["1", "2", "3"]), (GOOD[:2], ["1", "2"])):
+        data.main(["show", *flags(rows)])
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split("  ")[0].rpartition(":")[2] for line in lines if "rows.jsonl:" in line] == shown
+    with pytest.raises(ConfigError, match="no held-out files"):
+        data.main(["show", *flags(GOOD), "--held_out"])
+    words = flags(GOOD)
+    Path(words[words.index("--train_files") + 1]).write_text("{broken\n")
+    with pytest.raises(DataError, match="no such row") as caught:
+        data.main(["show", *words])
+    assert caught.value.got == "no row that can be read"
+
+
+@pytest.mark.parametrize("verb", ["show", "stats"])
+def test_a_page_that_cannot_be_written(verb: str, flags: Any, tmp_path: Path) -> None:
+    page = tmp_path / "pages"
+    page.mkdir()
+    with pytest.raises(ConfigError, match="cannot be written"):
+        data.main([verb, *flags(GOOD), "--html", str(page)])
+    assert {item.name for item in tmp_path.iterdir()} <= {"pages", "rows.jsonl", "cache"}

@@ -12,7 +12,7 @@ from torch import nn
 
 from anima.errors import ModelError
 from anima.model import fp8
-from anima.model.qlora_linear import base_weight, fused_lora_linear
+from anima.model.qlora_linear import Projection, base_weight, fused_lora_linear
 
 
 def nf4(in_features: int = 192, out_features: int = 128, *, nested: bool = True, bias: bool = False) -> Linear4bit:
@@ -49,7 +49,11 @@ def test_the_error_of_the_products_is_that_of_e4m3(nested: bool) -> None:
     assert fp8.enable_fp8(nn.ModuleList([layer]), [layer]) == []
     x, gradient = torch.randn(2, 50, 192), torch.randn(100, 128)
     weight = base_weight(layer, torch.float32)
-    assert 0.005 < relative(fp8.product(x, layer), x.reshape(-1, 192) @ weight.T) < 0.045
+    assert (
+        0.005
+        < relative(fp8.product(fp8.quantize_rows(x.reshape(-1, 192)), layer, x.dtype), x.reshape(-1, 192) @ weight.T)
+        < 0.045
+    )
     assert 0.005 < relative(fp8.product_transposed(gradient, layer), gradient @ weight) < 0.045
 
 
@@ -57,10 +61,10 @@ def test_the_fused_layer_takes_the_fp8_products_and_keeps_lora_exact() -> None:
     layer = nf4(bias=True)
     x = torch.randn(3, 20, 192, requires_grad=True)
     a, b = torch.randn(8, 192, requires_grad=True), torch.randn(128, 8, requires_grad=True)
-    plain = fused_lora_linear(x, layer, a, b, 0.5)
+    plain = fused_lora_linear(x, [Projection(layer, a, b, 0.5)])[0]
     fp8.enable_fp8(nn.ModuleList([layer]), [layer])
-    output = fused_lora_linear(x, layer, a, b, 0.5)
-    base = fp8.product(x, layer).view(3, 20, -1) + layer.bias
+    output = fused_lora_linear(x, [Projection(layer, a, b, 0.5)])[0]
+    base = fp8.product(fp8.quantize_rows(x.reshape(-1, 192)), layer, x.dtype).view(3, 20, -1) + layer.bias
     lora = 0.5 * (x @ a.T) @ b.T
     torch.testing.assert_close(output, base + lora, rtol=1e-5, atol=1e-5)
     assert 0 < relative(output, plain) < 0.04
@@ -81,12 +85,12 @@ def test_an_input_that_several_layers_share_is_quantised_once(monkeypatch: pytes
     monkeypatch.setattr(fp8, "quantize_rows", lambda values: calls.append(1) or original(values))
     x = torch.randn(10, 192)
     a, b = torch.zeros(4, 192), [torch.zeros(128, 4), torch.zeros(64, 4)]
-    first = [fused_lora_linear(x, layer, a, b_weight, 1.0) for layer, b_weight in zip(layers, b, strict=True)]
+    projections = [Projection(layer, a, b_weight, 1.0) for layer, b_weight in zip(layers, b, strict=True)]
+    together = fused_lora_linear(x, projections)
     assert len(calls) == 1
-    x.mul_(2)  # another value in the same tensor is another input
-    second = fused_lora_linear(x, layers[0], a, b[0], 1.0)
-    assert len(calls) == 2
-    torch.testing.assert_close(second, 2 * first[0], rtol=1e-2, atol=1e-2)
+    for one, projection in zip(together, projections, strict=True):
+        torch.testing.assert_close(one, fused_lora_linear(x, [projection])[0])
+    assert len(calls) == 3
 
 
 def test_what_fp8_cannot_hold_stays_in_bf16() -> None:
@@ -110,6 +114,7 @@ KERNELS = """
 import torch
 from test_fp8 import nf4, relative
 from anima.model import fp8, fp8_kernels
+from anima.model.nf4 import unpack
 
 
 def same_but_for_ties(got, expected):
@@ -125,7 +130,8 @@ for columns, rows, nested in ((192, 128, True), (192, 128, False), (320, 80, Tru
     layer = nf4(columns, rows, nested=nested)
     scales = fp8._scales(layer)
     for flip in (False, True):
-        got = fp8_kernels.unpack(**fp8.unpack_arguments(layer), inverse_scale=scales.inverse, transposed=flip)
+        packed, state = layer.weight.data, layer.weight.quant_state
+        got = unpack(packed, state, torch.float8_e4m3fn, inverse_scale=scales.inverse, transposed=flip)
         expected = fp8.weight_by_torch(layer, scales, transposed=flip)
         assert got.shape == expected.shape
         same_but_for_ties(got, expected)

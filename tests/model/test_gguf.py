@@ -184,6 +184,15 @@ def test_sources_that_are_not_there(tmp_path):
         convert_gguf(tmp_path / "none.gguf", tmp_path / "model")
     with pytest.raises(ModelError, match="not installed"):
         packaged_gguf("no_such_package_at_all")
+    with pytest.raises(ModelError, match="not installed"):
+        packaged_gguf("no_such_package.at_all")
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    whole = (tmp_path / "tiny.gguf").read_bytes()
+    for damaged in (b"", b"something else" * 9, whole[:20], whole[: len(whole) // 2], whole[:-9]):
+        (tmp_path / "tiny.gguf").write_bytes(damaged)
+        with pytest.raises(ModelError, match="damaged"):
+            convert_gguf(tmp_path / "tiny.gguf", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
     with pytest.raises(ModelError, match="exactly one"):
         packaged_gguf("json")
 

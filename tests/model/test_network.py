@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from anima.config.schema import LoraConfig, ModelConfig
 from anima.errors import ModelError
-from anima.model.base_model import fingerprint, load_base, nf4_layers
+from anima.model.base_model import fingerprint, load_base, load_settings, nf4_layers
 from anima.model.compute import Compute
 from anima.model.lora import attach_lora, lora_b_parameters, save_adapter, trainable_parameters
 from anima.model.packed import PackedModel, generating
@@ -179,12 +179,24 @@ def test_wrong_targets_name_the_right_ones(tiny_llama_dir: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("nowhere/at/all", "no such model folder"), ("./missing", "no such model folder"), ("EMPTY", "holds no model")],
+    [
+        ("nowhere/at/all", "no such model folder"),
+        ("./missing", "no such model folder"),
+        ("~nobody-of-this-name/model", "no such model folder"),
+        ("EMPTY", "holds no model"),
+    ],
 )
 def test_a_wrong_model_path_is_said_at_once(tmp_path: Path, name: str, message: str) -> None:
     path = str(tmp_path) if name == "EMPTY" else name
     with pytest.raises(ModelError, match=message):
         load_tokenizer(ModelConfig(model_name_or_path=path))
+
+
+def test_a_model_in_the_home_folder_is_found(tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tiny_llama_dir.parent))
+    config = ModelConfig(model_name_or_path=f"~/{tiny_llama_dir.name}")
+    assert load_tokenizer(config).eos_token is not None
+    assert load_settings(config).model_type == "llama"
 
 
 def test_a_model_whose_logits_we_would_get_wrong_is_refused(tiny_llama_dir: Path, tmp_path: Path) -> None:

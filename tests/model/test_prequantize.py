@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from anima.model.compute import Compute
 from anima.model.nf4 import fingerprint, nf4_layers
 from anima.model.prequantize import prequantize, source_of
 from anima.model.stored_base import open_base
+from anima.model.weights import model_folder
 
 CPU = torch.device("cpu")
 FP32 = Compute(CPU, torch.float32, "test")
@@ -159,6 +161,12 @@ def test_what_cannot_be_converted_is_said_before_work(tiny_llama_dir: Path, tmp_
         prequantize(str(tiny_llama_dir), tiny_llama_dir, FP32)
     made = tmp_path / "nf4"
     prequantize(str(tiny_llama_dir), made, FP32)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for place, message in (("file/nf4", "cannot be made"), ("link", "a link to")):
+        with pytest.raises(ModelError) as caught:
+            prequantize(str(tiny_llama_dir), tmp_path / place, FP32)
+        assert message in str(caught.value)
     with pytest.raises(ModelError, match="NF4 already"):
         prequantize(str(made), tmp_path / "again", FP32)
     with pytest.raises(ModelError, match="quantised form"):
@@ -189,7 +197,26 @@ def test_a_broken_source_names_the_file_or_the_tensor(tiny_llama_dir: Path, tmp_
     with pytest.raises(ModelError, match="9 missing"):
         open_base(str(source))
     (source / "config.json").write_text(json.dumps(config))
+    for index in ("[]", '{"weight_map": {"a": 1}}', "{"):
+        (source / "model.safetensors.index.json").write_text(index)
+        with pytest.raises(ModelError, match="index of the weights is damaged"):
+            open_base(str(source))
     for path in source.glob("model*"):
         path.unlink()
     with pytest.raises(ModelError, match="safetensors"):
         open_base(str(source))
+
+
+def test_a_hub_model_comes_with_its_code_and_licence(
+    tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"model.safetensors", "tokenizer.json", "modeling_own.py", "LICENSE", "NOTICE.md"}
+    asked: list[str] = []
+
+    def download(name: str, *, allow_patterns: list[str]) -> str:
+        asked.extend(allow_patterns)
+        return str(tiny_llama_dir)
+
+    monkeypatch.setattr("anima.model.weights.snapshot_download", download)
+    model_folder("owner/name")
+    assert {name for name in names if any(fnmatch(name, pattern) for pattern in asked)} == names

@@ -7,7 +7,7 @@ from torch import nn
 
 from anima.config.schema import LoraConfig
 from anima.model.lora import FusedLora4bit, FusedLora16bit, peft_config
-from anima.model.qlora_linear import base_weight, fused_lora_linear
+from anima.model.qlora_linear import Projection, base_weight, fused_lora_linear
 
 
 def nf4(layer: nn.Linear) -> bnb.nn.Linear4bit:
@@ -39,7 +39,7 @@ def test_output_and_gradients_equal_the_formula(quantize: bool, bias: bool, drop
     keep = (torch.rand(2, 7, 128) > 0.3) / 0.7
     target = torch.randn(2, 7, 64)
 
-    output = fused_lora_linear(x, base, a, b, 0.25, x * keep if drop else None)
+    output = fused_lora_linear(x, [Projection(base, a, b, 0.25)], x * keep if drop else None)[0]
     (output * target).sum().backward()
     got = [output.detach(), x.grad, a.grad, b.grad]
 
@@ -103,6 +103,30 @@ def test_one_input_is_kept_once_and_no_weight_at_all() -> None:
 
     x = torch.randn(1000, 128, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = [fused_lora_linear(x, layer, a, b, 1.0) for layer, (a, b) in zip(base, pairs, strict=True)]
+        projections = [Projection(layer, a, b, 1.0) for layer, (a, b) in zip(base, pairs, strict=True)]
+        outputs = [fused_lora_linear(x, [projection])[0] for projection in projections]
     assert len(outputs) == 3
     assert sum(kept.values()) == 4 * (1000 * 128 + 3 * 1000 * 8)
+
+
+@pytest.mark.parametrize("quantize", [False, True])
+def test_layers_of_one_input_together_equal_them_alone(quantize: bool) -> None:
+    torch.manual_seed(4)
+    x = torch.randn(3, 5, 128, requires_grad=True)
+    projections = []
+    for out, rank, scaling in ((64, 8, 0.25), (32, 4, 2.0), (64, 8, 1.0)):
+        base: nn.Linear = nn.Linear(128, out)
+        pair = torch.randn(rank, 128, requires_grad=True), torch.randn(out, rank, requires_grad=True)
+        projections.append(Projection((nf4(base) if quantize else base).requires_grad_(False), *pair, scaling))
+    leaves = [x, *(w for p in projections for w in (p.a_weight, p.b_weight))]
+    together = fused_lora_linear(x, projections)
+    alone = [fused_lora_linear(x, [projection])[0] for projection in projections]
+    targets = [torch.randn_like(output) for output in alone]
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    results = [
+        torch.autograd.grad(sum((y * t).sum() for y, t in zip(outputs, targets, strict=True)), leaves)
+        for outputs in (together, alone)
+    ]
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

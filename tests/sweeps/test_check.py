@@ -87,6 +87,13 @@ MISTAKES = {
     "other arguments": ("${args}", "${args_no_hyphens}", ":9", "${args}"),
     "no program": ("program: launch/train.py", "program: train.py", ":1", "launch/train.py"),
     "nothing held out": ("quickstart_sft.yaml", "quickstart_sft.yaml\n  - --eval_files", ":3", "never measured"),
+    "the same option twice": ("  packing:", "  lora_r: {values: [1, 2]}\n  packing:", ":7", "once more after line 6"),
+    "the same key twice": ("method: random", "method: random\nmethod: grid", ":3", "once more after line 2"),
+    "a key that YAML reads as True": ("method: random", "method: random\nyes: 1", "sweep.yaml", "no such key"),
+    "an option merged in": ("  lora_r:", "  <<: {lora_rank: {values: [1, 2]}}\n  lora_r:", "sweep.yaml", "lora_r?"),
+    "probabilities that are no numbers": ("[8, 64]", "[8, 64], probabilities: [a, b]", ":6", "['a', 'b']"),
+    "a single probability": ("[8, 64]", "[8, 64], probabilities: 0.5", ":6", "as many probabilities"),
+    "values no distance apart": ("log_uniform_values", "q_uniform, q: 0", ":5", "positive q"),
     "not YAML": ("method: random", "method: [", "sweep.yaml:", "not YAML"),
 }
 
@@ -123,7 +130,21 @@ def test_candidates_cover_every_value(tmp_path: Path) -> None:
 def test_flags_beside_the_sweep_win(tmp_path: Path) -> None:
     assert extra_flags(["--max_steps", "3", "--device=cpu"]) == {"max_steps": "3", "device": "cpu"}
     check(tmp_path, GOOD, max_steps="3")
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError) as caught:
         check(tmp_path, GOOD, max_steps="many")
-    with pytest.raises(ConfigError):
-        extra_flags(["3"])
+    assert caught.value.where == "command line, behind --: --max_steps"
+    with pytest.raises(ConfigError, match="did you mean max_steps") as caught:
+        check(tmp_path, GOOD, max_step="3")
+    assert caught.value.where == "command line"
+    for words in (["3"], ["--max_steps", "3", "--max_steps=4"]):
+        with pytest.raises(ConfigError):
+            extra_flags(words)
+
+
+@pytest.mark.parametrize("name", ["tracker", "output_dir", "resume", "lora_r", "train_on"])
+def test_a_flag_that_trials_would_ignore_or_that_would_belie_their_parameters_is_refused(
+    name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=f"--{name}") as caught:
+        check(tmp_path, GOOD, **{name: "8"})
+    assert caught.value.where == "command line"

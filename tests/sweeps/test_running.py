@@ -96,9 +96,10 @@ def events(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_grid_runs_to_its_end_and_the_best_is_on_top(folder: Path) -> None:
-    write(folder, [8, 16])
+    write(folder, [8, 16], command="run_cap: 2\ncommand")
     code, output = run(folder, "--at_once", "2", "--", "--max_steps", "3")
     assert code == 0, output
+    assert "without effect here, only on W&B: run_cap" in output
     assert "the grid has 6 trials" in output
     table = output.split("state\n")[1].splitlines()
     assert table[0].split()[1:4] == ["0", "0.0003", "8"]  # |3e-4 - 3e-4| * 1000, the last value of the metric
@@ -175,3 +176,23 @@ def test_a_mistake_is_told_before_any_trial(folder: Path) -> None:
     assert "sweep.yaml:6" in output
     assert "did you mean lora_r?" in output
     assert not (folder / "runs").exists()
+
+
+def test_show_of_a_mistyped_folder_makes_none(folder: Path) -> None:
+    write(folder, [8])
+    command = [sys.executable, "launch/sweep.py", "show", "sweep.yaml", "--sweep_dir", "runs/typo"]
+    done = subprocess.run(
+        command, cwd=folder, env=environment(folder / "home"), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "there are no trials" in done.stderr
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("words", [("--sweep_dir", "sweep.yaml"), ("--sweep_dir", "sweep.yaml/x"), ("--seed", "-1")])
+def test_a_folder_that_cannot_be_and_a_seed_below_zero_are_mistakes(folder: Path, words: tuple[str, str]) -> None:
+    write(folder, [8])
+    code, output = run(folder, *words, "--trials", "1")
+    assert code == 2, output
+    assert words[0] in output
+    assert "Traceback" not in output

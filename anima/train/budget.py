@@ -149,10 +149,17 @@ def _straight(first: tuple[int, float], second: tuple[int, float], x: int) -> fl
 
 @dataclass(frozen=True)
 class Load:
-    """What some steps ask of the rank with the most to do, for one size of micro-batch: passes, and their tokens."""
+    """What some steps ask of the rank with the most to do, for one size of micro-batch.
+
+    Attributes:
+        passes: Micro-batches of these steps.
+        tokens: That they hold together.
+        heaviest: Tokens of the largest micro-batch that the run may have.
+    """
 
     passes: int
     tokens: int
+    heaviest: int
 
 
 @dataclass(frozen=True)
@@ -173,13 +180,12 @@ def choices(costs: Costs, loads: Mapping[int, Load], total_tokens: int) -> list[
         loads: Tokens of a micro-batch, at most -> what the sampled steps then ask for.
         total_tokens: Of these steps, over all ranks.
     """
-    return [
-        Choice(
-            tokens, layers, costs.bytes(tokens, layers), total_tokens / costs.seconds(load.passes, load.tokens, layers)
-        )
-        for tokens, load in loads.items()
-        for layers in range(costs.fewest_layers, costs.all_layers + 1)
-    ]
+    found = []
+    for tokens, load in loads.items():
+        for layers in range(costs.fewest_layers, costs.all_layers + 1):
+            seconds = costs.seconds(load.passes, load.tokens, layers)
+            found.append(Choice(tokens, layers, costs.bytes(load.heaviest, layers), total_tokens / seconds))
+    return found
 
 
 def best(candidates: Sequence[Choice], limit: float) -> Choice:

@@ -4,6 +4,7 @@ Measures on examples of the run's first steps, chooses for these steps, and cuts
 only cuts.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -62,9 +63,11 @@ def fit(
         apply_policy(network.causal_lm, "all")
         why = f"--recompute auto: no GPU to measure, so all layers are recomputed, {tokens:,} tokens a micro-batch"
         return _cut(config, ranks, setup, Plan(tokens, "all", why))
-    tell("--recompute auto: some passes are measured")
     engine.train_mode()
-    return _Search(config, ranks, setup, engine, network, gauge).fitted()
+    began = time.perf_counter()
+    search = _Search(config, ranks, setup, engine, network, gauge)
+    tell(f"--recompute auto: passes measured in {time.perf_counter() - began:.1f} s")
+    return search.fitted()
 
 
 def _longest(setup: Setup) -> int:
@@ -175,8 +178,18 @@ class _Search:
                 break
             steps = [self._shares(lengths, size) for lengths in self._lengths()]
             passes = sum(len(shares[0]) for shares in steps)
-            loads[size] = Load(passes, sum(max(map(sum, shares)) for shares in steps))
+            loads[size] = Load(passes, sum(max(map(sum, shares)) for shares in steps), self._heaviest(size))
         return loads
+
+    def _heaviest(self, size: int) -> int:
+        """Tokens of the run's largest micro-batch: of a size that was given, steps may never fill all."""
+        if not self._config.batch.micro_batch_tokens:
+            return size
+        optimization = self._config.optimization
+        steps = _cut(self._config, self._ranks, self._setup, Plan(size, "all")).steps
+        epochs = None if optimization.max_steps else optimization.num_train_epochs
+        count = optimization.max_steps or steps.num_steps(optimization.num_train_epochs)
+        return sum(steps.heaviest(count, num_train_epochs=epochs).document_lengths)
 
 
 _NOTHING = "no pass fitted into memory; the smallest micro-batch is tried:"

@@ -21,8 +21,8 @@ SMALL_TOKENS = 1024
 """The smallest pass; smaller ones tell little, because all of a GPU is hardly busy."""
 FEWEST_TOKENS = 256
 """Where a small pass does not fit, half of it is tried, down to this."""
-LONG_SECONDS = 1.0
-"""A pass that takes longer is not repeated: what only the first one of its size costs does not matter then."""
+LONG_SECONDS = 10.0
+"""A pass that takes longer is not repeated: what only the first one of its size costs is little of it."""
 
 
 class Gauge(Protocol):
@@ -172,7 +172,7 @@ def _point(
     before: int,
     gauge: Gauge,
 ) -> Point | None:
-    """One pass, short ones twice; None if it ran out of memory on some rank. A collective."""
+    """A pass, twice, since the first compiles and gets its memory; None if a rank has too little. A collective."""
     mine: tuple[int, float] | None = None
     for _ in range(2):
         gauge.start()

@@ -60,7 +60,7 @@ def test_where_keeping_all_could_not_be_measured_nothing_is_said_below_and_too_m
 
 
 def steps_of_10000_tokens(*tokens: int) -> dict[int, Load]:
-    return {size: Load(-(-10_000 // size), 10_000) for size in tokens}
+    return {size: Load(-(-10_000 // size), 10_000, size) for size in tokens}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_one_percent_of_speed_is_given_for_memory() -> None:
 
 def test_tokens_that_save_no_pass_are_not_better() -> None:
     """A step of 2 x 3000 tokens: 3000 and 5500 give two passes alike."""
-    loads = {3000: Load(2, 6000), 5500: Load(2, 6000)}
+    loads = {3000: Load(2, 6000, 3000), 5500: Load(2, 6000, 5500)}
     assert best(choices(measured(0, 5, 10), loads, 6000), 1e9).tokens == 3000
 
 
@@ -148,3 +148,8 @@ def test_one_size_borrows_what_does_not_grow_from_passes_that_recompute_all() ->
     costs = Costs({0: [pass_of(1000, 0)], 10: [pass_of(1000, 10), pass_of(2000, 10)]})
     assert costs.bytes(500, 0) == pytest.approx(pass_of(500, 0).bytes)
     assert costs.seconds(1, 500, 0) == pytest.approx(pass_of(500, 0).seconds)
+
+
+def test_memory_is_that_of_the_largest_micro_batch_there_is() -> None:
+    options = choices(measured(0, 5, 10), {9000: Load(1, 6000, 6000)}, 6000)
+    assert best(options, 480_100) == Choice(9000, 0, 480_100, 6000 / 70)

@@ -98,12 +98,25 @@ def test_dry_run_stands_alone_or_has_a_value() -> None:
         (["--seed", "1", "--seed", "2"], ["--seed is given twice"]),
         (["--warmup_ratio=2"], ["a share is 0 to 1", "--warmup_ratio"]),
         (["--max_seq_length=9000"], ["does not fit into a micro-batch", "--micro_batch_tokens"]),
+        (["--micro_batch_tokens=0"], ["--recompute auto chooses", "a number of tokens, or 0 with --recompute auto"]),
+        (["--micro_batch_tokens=-1", "--recompute=auto"], ["an empty pass"]),
+        (["--max_seq_length=9000", "--recompute=auto"], ["does not fit into a micro-batch"]),
+        (["--recompute=autumn"], ["unknown policy", "auto, all, cheap, none"]),
     ],
 )
 def test_mistakes_on_the_command_line(argv: list[str], words: list[str]) -> None:
     shown = message(*REQUIRED, *argv)
     for word in words:
         assert word in shown
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+def test_tokens_that_are_chosen_later_are_held_against_nothing(objective: str) -> None:
+    chosen = ("--recompute=auto", "--micro_batch_tokens=0", "--max_seq_length=9000", f"--objective={objective}")
+    config = parse(*chosen)
+    assert config.batch.tokens_unmeasured(300) == 8192
+    assert config.batch.tokens_unmeasured(9000) == 9000
+    assert parse("--micro_batch_tokens=2048").batch.tokens_unmeasured(3000) == 2048
 
 
 def test_everything_that_is_missing_is_named_at_once() -> None:

@@ -1,5 +1,6 @@
 """Figures of a set: against pandas, against the loader itself, and by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,9 @@ def test_steps_and_packing_are_those_of_training(write_rows: Any, byte_tokenizer
     assert found.packing.micro_batches_mean == pytest.approx(2 * np.mean(counts))
     assert found.packing.efficiency == pytest.approx(filled / (sum(counts) * 64))
     assert "steps of 8" in facts(found)[0]
+    undecided = _measure(write_rows(rows), byte_tokenizer(), tmp_path, replace(batch, micro_batch_tokens=0), **options)
+    assert undecided.micro_batch_tokens == 8192
+    assert undecided.packing.micro_batches_mean == 1
     assert [row[0] for row in table(found)] == ["tokens", "source", "target", "total"]
 
 

@@ -75,7 +75,7 @@ def train(config: Config, ranks: Ranks, compute: Compute) -> None:
         setup = set_up(config, ranks, compute, inputs, network, method)
         engine = build_engine(config, ranks, compute, network)
         run = build_run(config, ranks, compute, inputs, network, setup, engine, identity, opened, stop)
-        history = run_steps(run)
+        run, history = run_steps(run)
         write_results(run, history, device=compute.name, compute_dtype=compute.label)
     except BaseException as error:
         opened.tracker.finish(error.exit_code if isinstance(error, AnimaError) else 1)
@@ -158,7 +158,8 @@ def build_network(config: Config, compute: Compute) -> PackedModel:
     adapted = attach_lora(base, config.lora, dtype=compute.dtype, seed=config.seed, adapter_path=adapter_path)
     if compute.fp8:
         compute_in_fp8(adapted)
-    return PackedModel(adapted, config.optimization.recompute)
+    recompute = config.optimization.recompute
+    return PackedModel(adapted, "all" if recompute == "auto" else recompute)
 
 
 def set_up(
@@ -187,16 +188,14 @@ def answering(config: Config, inputs: Inputs, network: PackedModel) -> Callable[
 
 
 def benchmarking(
-    config: Config, ranks: Ranks, inputs: Inputs, network: PackedModel
+    config: Config, ranks: Ranks, inputs: Inputs, network: PackedModel, batch_tokens: int
 ) -> Callable[[Callable[[str], None]], dict[str, float]] | None:
     """The scores of --eval_benchmarks, a collective."""
     from anima.evaluation.benchmarks import Benchmarks
 
     if not config.benchmarks.eval_benchmarks:
         return None
-    return Benchmarks(
-        config.benchmarks, ranks, inputs.tokenizer, network.causal_lm, config.batch.micro_batch_tokens
-    ).score
+    return Benchmarks(config.benchmarks, ranks, inputs.tokenizer, network.causal_lm, batch_tokens).score
 
 
 def build_engine(config: Config, ranks: Ranks, compute: Compute, network: PackedModel) -> Engine:
@@ -224,26 +223,23 @@ def build_run(
     stop: StopRequest,
 ) -> Run:
     """The loop's parts, and the lines that tell a person what is about to happen."""
-    from anima.data.loader import EvalLoader, StepLoader
     from anima.model.lora import lora_b_parameters
     from anima.tracking.progress import Progress
     from anima.train.briefing import opening_lines
+    from anima.train.fitting import fit
     from anima.train.resume import check_base
     from anima.train.run import Run
     from anima.train.step import GradientProbe
     from anima.train.watchdog import Watchdog
 
-    batch, optimization, held_out = config.batch, config.optimization, None
-    place: dict[str, Any] = {"rank": ranks.rank, "world_size": ranks.world_size}
-    budget: dict[str, Any] = {"micro_batch_tokens": batch.micro_batch_tokens, "packing": batch.packing}
-    steps = StepLoader(setup.train, global_batch_size=batch.global_batch_size, seed=config.seed, **place, **budget)
-    if setup.held_out is not None:
-        held_out = EvalLoader(setup.held_out, **place, **budget)
-    num_steps = optimization.max_steps or steps.num_steps(optimization.num_train_epochs)
+    optimization = config.optimization
+    fitted = fit(config, ranks, setup, engine, network, Progress(0, is_main=ranks.is_main).message)
+    num_steps = optimization.max_steps or fitted.steps.num_steps(optimization.num_train_epochs)
     identity = replace(identity, base_fingerprint=engine.base_fingerprint)
     progress = Progress(num_steps, opened.origin.step if opened.origin else 0, is_main=ranks.is_main)
     notices = (*opened.notices, *check_base(opened.origin, identity, config.allow_changed))
-    for line in opening_lines(config, compute, network, engine, inputs.data.report.lines(), num_steps):
+    report = inputs.data.report.lines()
+    for line in opening_lines(config, compute, network, engine, report, num_steps, fitted.plan.why):
         progress.message(line)
     for notice in notices:
         progress.message(f"resume: {notice}")
@@ -253,8 +249,7 @@ def build_run(
         num_train_epochs=None if optimization.max_steps else optimization.num_train_epochs,
         engine=engine,
         objective=setup.objective,
-        steps=steps,
-        held_out=held_out,
+        fitted=fitted,
         probe=GradientProbe(lora_b_parameters(network)),
         tracker=opened.tracker,
         progress=progress,
@@ -266,7 +261,7 @@ def build_run(
         watchdog=Watchdog(config.hang_timeout_minutes * 60, Path(config.output.output_dir), ranks.rank),
         reference=setup.reference,
         reference_answers=setup.reference_answers,
-        benchmarks=benchmarking(config, ranks, inputs, network),
+        benchmarks=benchmarking(config, ranks, inputs, network, fitted.plan.micro_batch_tokens),
         check_start=setup.check_start,
         watch=setup.watch,
     )

@@ -152,7 +152,7 @@ def check_objective(
         objective: sft or dpo.
         preference: Its options; they must be the defaults for sft.
         longest: Longest sequence, tokens; a pair has two.
-        micro_batch_tokens: Tokens of a micro-batch, at most.
+        micro_batch_tokens: Tokens of a micro-batch, at most; 0 is not known yet.
         dataset_format: Layout of the rows.
         train_on: Tokens that carry the loss.
 
@@ -160,6 +160,14 @@ def check_objective(
         ConfigError: an option has no effect, or the two contradict each other.
     """
     pairs = objective == "dpo"
+    needed, unit = (2 * longest, "pair") if pairs else (longest, "sequence")
+    require(
+        needed <= micro_batch_tokens or micro_batch_tokens == 0,
+        f"a {unit} of {needed} tokens does not fit into a micro-batch",
+        "micro_batch_tokens",
+        micro_batch_tokens,
+        f"{needed} or more, or a smaller --max_seq_length",
+    )
     layouts = get_args(PairFormat if pairs else ConversationFormat)
     require(
         dataset_format in ("auto", *layouts),
@@ -178,13 +186,6 @@ def check_objective(
                 "the default, or --objective dpo",
             )
         return
-    require(
-        2 * longest <= micro_batch_tokens,
-        f"a pair of {2 * longest} tokens does not fit into a micro-batch",
-        "micro_batch_tokens",
-        micro_batch_tokens,
-        f"{2 * longest} or more, or a smaller --max_seq_length",
-    )
     require(
         train_on == "assistant",
         "of a pair only the answers carry loss",

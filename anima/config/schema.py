@@ -107,21 +107,10 @@ class DataConfig:
             self.eval_size,
             "one of the two",
         )
-        if self.eval_size > 1:
-            _require(
-                self.eval_size == int(self.eval_size),
-                "a number of rows is whole",
-                "eval_size",
-                self.eval_size,
-                "a share below 1, or whole rows",
-            )
-        _require(
-            self.data_workers is None or self.data_workers >= 1,
-            "nobody would work",
-            "data_workers",
-            self.data_workers,
-            "1 or more, or None",
-        )
+        whole = self.eval_size <= 1 or self.eval_size == int(self.eval_size)
+        _require(whole, "a number of rows is whole", "eval_size", self.eval_size, "a share below 1, or whole rows")
+        workers = self.data_workers
+        _require(workers is None or workers >= 1, "nobody would work", "data_workers", workers, "1 or more, or None")
         for name in ("max_seq_length", "source_max_len", "target_max_len"):
             value = getattr(self, name)
             _require(value is None or value >= 2, "a length limit is too small", name, value, "2 tokens or more")
@@ -143,13 +132,19 @@ class BatchConfig:
     global_batch_size: int = 16
     """Sequences (pairs for dpo) of one optimizer step over all ranks."""
     micro_batch_tokens: int = 8192
-    """Tokens of one forward and backward pass on one rank, at most; a memory budget without effect on the result."""
+    """Tokens of one forward and backward pass on one rank, at most; a memory budget without effect on the result.
+    0: as many as --recompute auto finds fastest."""
     packing: bool = True
     """Fill micro-batches with several sequences kept apart by attention; False: one sequence each."""
 
     def __post_init__(self) -> None:
         _require(self.global_batch_size >= 1, "an empty step", "global_batch_size", self.global_batch_size, ">= 1")
-        _require(self.micro_batch_tokens >= 1, "an empty pass", "micro_batch_tokens", self.micro_batch_tokens, ">= 1")
+        tokens = self.micro_batch_tokens
+        _require(tokens >= 0, "an empty pass", "micro_batch_tokens", tokens, ">= 1, or 0 with --recompute auto")
+
+    def tokens_unmeasured(self, longest: int) -> int:
+        """micro_batch_tokens, or, where that is 0 and nothing is measured, the default; at least `longest`."""
+        return self.micro_batch_tokens or max(BatchConfig.micro_batch_tokens, longest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,11 +175,12 @@ class OptimizationConfig:
     """Optimizer class: bitsandbytes' paged or plain 8-bit AdamW, or torch's fp32 AdamW."""
     recompute: str = "all"
     """Activations computed again in the backward pass: all (least memory), cheap (norms and the SwiGLU product,
-    almost free), none, or a number N: the first N layers as a whole, the cheap parts of the others."""
+    almost free), none, a number N: the first N layers as a whole, the cheap parts of the others; or auto: measured on
+    the GPU before the first step, as fast as its memory allows. Without effect on the result."""
 
     def __post_init__(self) -> None:
-        known = self.recompute in ("all", "cheap", "none") or self.recompute.isdecimal()
-        _require(known, "unknown policy", "recompute", self.recompute, "all, cheap, none, or a number of layers")
+        known = self.recompute in ("auto", "all", "cheap", "none") or self.recompute.isdecimal()
+        _require(known, "unknown policy", "recompute", self.recompute, "auto, all, cheap, none, or a number of layers")
         _require(self.learning_rate > 0, "no learning", "learning_rate", self.learning_rate, "> 0")
         _require(0 <= self.warmup_ratio <= 1, "a share is 0 to 1", "warmup_ratio", self.warmup_ratio, "0 to 1")
         _require(self.num_train_epochs > 0, "no training", "num_train_epochs", self.num_train_epochs, "> 0")
@@ -268,13 +264,13 @@ class Config:
         _require(0 <= self.seed < 2**32, "a seed is a natural number", "seed", self.seed, "0 to 4294967295")
         pair = (self.model.compute_dtype, self.model.quantization)
         _require(pair != ("fp8", "none"), "fp8 is made from an NF4 base", "compute_dtype", "fp8", "--quantization nf4")
-        longest = self.data.sequence_limit
+        tokens = self.batch.micro_batch_tokens
         _require(
-            longest <= self.batch.micro_batch_tokens,
-            f"a sequence of {longest} tokens does not fit into a micro-batch",
+            tokens > 0 or self.optimization.recompute == "auto",
+            "0 means that --recompute auto chooses",
             "micro_batch_tokens",
-            self.batch.micro_batch_tokens,
-            f"{longest} or more, or a smaller --max_seq_length",
+            tokens,
+            "a number of tokens, or 0 with --recompute auto",
         )
         _require(self.max_hours is None or self.max_hours > 0, "no time at all", "max_hours", self.max_hours, "> 0")
         timeout = self.hang_timeout_minutes
@@ -282,8 +278,8 @@ class Config:
         check_objective(
             self.objective,
             self.preference,
-            longest=longest,
-            micro_batch_tokens=self.batch.micro_batch_tokens,
+            longest=self.data.sequence_limit,
+            micro_batch_tokens=tokens,
             dataset_format=self.data.dataset_format,
             train_on=self.data.train_on,
         )

@@ -4,7 +4,7 @@ Quantiles interpolate linearly, as pandas and the ancestor's length report do. K
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -154,6 +154,7 @@ def measure(
         world_size=ranks,
     )
     steps = loader.num_steps(1)
+    batch = replace(batch, micro_batch_tokens=batch.tokens_unmeasured(int(train.lengths.max())))
     return Stats(
         rows=len(lengths),
         quantiles={kind: quantiles(column) for kind, column in columns.items()},

@@ -52,6 +52,10 @@ class RunSummary:
     """bf16 or fp32."""
     quantization: str
     """nf4 or none."""
+    micro_batch_tokens: int
+    """Tokens of a micro-batch, at most: as asked for, or as --recompute auto chose."""
+    recompute: str
+    """What was recomputed in the backward pass: all, cheap, none, or a number of layers."""
     train_loss_first: float | None
     """Loss of the first logged step."""
     train_loss_last: float | None
@@ -143,6 +147,10 @@ def _rows(summary: RunSummary) -> list[tuple[str, str]]:
         ("data", f"{summary.num_sequences:,} {_UNITS.get(summary.objective, 'sequences')}, {_tokens(summary)}"),
         ("speed", f"{summary.tokens_per_second:,.0f} tokens/s, {format_duration(summary.seconds)} of training"),
         ("ran on", f"{_ranks(summary.world_size)} on {summary.device}, {base}, {summary.compute_dtype} compute"),
+        (
+            "micro-batches",
+            f"{summary.micro_batch_tokens:,} tokens at most, recomputed: {_recomputed(summary.recompute)}",
+        ),
         ("peak memory", _memory(summary.peak_memory_gib)),
         ("train loss", f"{_loss(summary.train_loss_first)} -> {_loss(summary.train_loss_last)} (first -> last step)"),
     ]
@@ -160,6 +168,10 @@ def _rows(summary: RunSummary) -> list[tuple[str, str]]:
     if summary.versions:
         rows.append(("versions", " ".join(f"{name}=={version}" for name, version in summary.versions.items())))
     return rows
+
+
+def _recomputed(policy: str) -> str:
+    return f"{policy} layers" if policy.isdecimal() else policy
 
 
 def _tokens(summary: RunSummary) -> str:

@@ -11,9 +11,15 @@ from anima.train.engine import Engine
 
 
 def opening_lines(
-    config: Config, compute: Compute, network: PackedModel, engine: Engine, report: Sequence[str], num_steps: int
+    config: Config,
+    compute: Compute,
+    network: PackedModel,
+    engine: Engine,
+    report: Sequence[str],
+    num_steps: int,
+    chosen: str,
 ) -> list[str]:
-    """What is about to run; `report` is what the data has to say."""
+    """What is about to run; `report` is what the data has to say, `chosen` what --recompute auto has."""
     numel = sum(parameter.numel() for parameter in trainable_parameters(network).values())
     unpaged = config.optimization.optimizer.startswith("paged") and compute.device.type == "cpu"
     unit = "sequences" if config.objective == "sft" else "pairs"
@@ -28,4 +34,5 @@ def opening_lines(
         f"optimizer {config.optimization.optimizer}{' (unpaged on a CPU)' if unpaged else ''}, ZeRO-2 settings from "
         f"{config.deepspeed}",
         f"steps {num_steps:,} of {config.batch.global_batch_size} {unit}",
+        *([chosen] if chosen else []),
     ]

@@ -80,7 +80,7 @@ def ask_reference(
             NetworkPolicy(place.network),
             place.compute.device,
             place.ranks,
-            config.batch.micro_batch_tokens,
+            config.batch.tokens_unmeasured(_longest(data)),
             config.batch.packing,
             place.tell,
         )
@@ -97,6 +97,10 @@ def ask_reference(
             answers = place.answer(prompts)
         distributed.wait_for_all()
     return train, held_out, identity, tuple(answers)
+
+
+def _longest(data: PreparedData[PairDataset]) -> int:
+    return max(int(pairs.lengths.max()) for pairs in (data.train, data.eval) if pairs is not None)
 
 
 def ask_about_all(method: Method, data: PreparedData[PairDataset], place: Place) -> None:

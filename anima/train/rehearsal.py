@@ -4,12 +4,15 @@ Also what a user reads when the memory does not suffice. Changes no number of th
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from anima import distributed
 from anima.errors import OutOfMemory
-from anima.train import faults, saving
+from anima.train import faults
+from anima.train.discarded import discarded, release, run_pass
 from anima.train.run import Run
 
 GIB = 2**30
@@ -17,41 +20,69 @@ _SMALLER = 0.75
 """Share of the tokens that is proposed after running out of memory."""
 
 
-def rehearse(run: Run) -> None:
+def rehearse(run: Run) -> Run:
     """Forward and backward of the heaviest micro-batch, twice, as if it were a step. A collective.
 
-    Twice, so that the second finds the first one's gradients. The loss is turned into a NaN: then every gradient is,
-    and DeepSpeed itself skips the step and drops all it has gathered. The moments that the first real step will
-    create are stood in for by an empty tensor of their size.
+    Twice, so that the second finds the first one's gradients. The moments that the first real step will create are
+    stood in for by an empty tensor of their size. Where a plan of --recompute auto does not fit, a smaller one is next.
+
+    Returns:
+        The run, with the plan that fits.
 
     Raises:
-        OutOfMemory: it does not fit.
+        OutOfMemory: it does not fit; the same on every rank.
     """
+    failure = _failure(run)
+    if failure is not None and run.fitted.smaller is not None:
+        run = replace(run, fitted=run.fitted.smaller())
+        run.progress.message(f"{failure.what}; once more with 10 % less memory")
+        run.progress.message(run.plan.why)
+        failure = _failure(run)
+    if failure is not None:
+        raise failure
+    return run
+
+
+def _failure(run: Run) -> OutOfMemory | None:
+    """What is wrong, or None after having told that it fits."""
+    engine, batch = run.engine, run.steps.heaviest(run.num_steps, num_train_epochs=run.num_train_epochs)
+    when = "before the first step, at the heaviest micro-batch of the run"
+    try:
+        with discarded(engine):
+            moments = _passes(run, batch)
+            if moments is None:
+                release(engine.device)
+            mine = None if moments is not None else out_of_memory(run, [batch], when)
+            failures = [failure for failure in distributed.gather_objects(mine) if failure is not None]
+            moments = None if failures else moments
+        del moments
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(run, [batch], when) from error
+    run.probe.forget()
+    if failures:
+        failures[0].on_every_rank = True
+        return failures[0]
+    tokens = sum(batch.document_lengths)
+    run.progress.message(f"heaviest micro-batch of the run: {tokens:,} tokens; it fits{_peak(run, tokens)}")
+    return None
+
+
+def _passes(run: Run, batch: Any) -> torch.Tensor | None:  # noqa: ANN401  (a micro-batch)
+    """What stands in for the moments, after both passes; None if memory did not suffice."""
     device = run.engine.device
-    random = saving.random_state(device)
-    batch = run.steps.heaviest(run.num_steps, num_train_epochs=run.num_train_epochs)
-    weight = torch.ones((), device=device)
+    if run.plan.peak is not None and device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # to compare with what is expected of this pass
     try:
         faults.fire("step", 0)
-        ballast = torch.empty(run.engine.missing_moment_bytes(), dtype=torch.uint8, device=device)
-        with run.engine.accumulating():
-            for _ in range(2):
-                output = run.objective(run.engine, batch.to(device))
-                run.engine.backward(output.loss_sum * float("nan"), weight)
-        if not run.engine.step(0.0).skipped:
-            raise AssertionError("a step of NaN was not skipped")
-        del ballast
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(run, [batch], "before the first step, at the heaviest micro-batch of the run") from error
-    run.probe.forget()
-    saving.set_random_state(random, device)
-    tokens = sum(batch.document_lengths)
-    run.progress.message(f"heaviest micro-batch of the run: {tokens:,} tokens; it fits{_peak(device)}")
+        moments = torch.empty(run.engine.missing_moment_bytes(), dtype=torch.uint8, device=device)
+    except torch.OutOfMemoryError:
+        return None
+    return moments if all(run_pass(run.engine, run.objective, batch) for _ in range(2)) else None
 
 
 def out_of_memory(run: Run, micro_batches: Sequence[Any], when: str) -> OutOfMemory:
     """The error for a user: rank, tokens, and the levers with what they give."""
-    batch, device = run.config.batch, run.engine.device
+    device = run.engine.device
     lengths = max((batch.document_lengths for batch in micro_batches), key=sum)
     tokens = sum(lengths)
     used = free = None
@@ -65,20 +96,24 @@ def out_of_memory(run: Run, micro_batches: Sequence[Any], when: str) -> OutOfMem
         levers = [f"--micro_batch_tokens {smaller}{saving_of}; it does not change the result"]
     else:
         levers = [f"--max_seq_length {max(2, int(longest * _SMALLER))}{saving_of}"]
-    if run.config.optimization.recompute != "all":
+    if run.config.optimization.recompute != "auto":
+        levers.insert(0, "--recompute auto --micro_batch_tokens 0 (measures what fits, and what of it is fastest)")
+    elif run.plan.recompute != "all":
         levers.insert(0, "--recompute all (activations of one layer instead of all of them)")
     levers.append("more GPUs shrink optimizer state and gradients, not activations; --lora_r shrinks both")
     memory = "" if used is None else f"; {used:.1f} GiB of activations, {free:.1f} of {total:.1f} GiB free"
     return OutOfMemory(
         f"rank {run.engine.ranks.rank} ran out of memory {when}",
         where=f"a micro-batch of {tokens} tokens in {len(lengths)} sequences, the longest {max(lengths)}",
-        got=f"--micro_batch_tokens {batch.micro_batch_tokens}{memory}",
+        got=f"--micro_batch_tokens {run.plan.micro_batch_tokens} --recompute {run.plan.recompute}{memory}",
         fix="; or ".join(levers),
     )
 
 
-def _peak(device: torch.device) -> str:
+def _peak(run: Run, tokens: int) -> str:
+    device = run.engine.device
     if device.type != "cuda":
         return ""
     total = torch.cuda.get_device_properties(device).total_memory
-    return f", peak {torch.cuda.max_memory_allocated(device) / GIB:.1f} of {total / GIB:.1f} GiB"
+    expected = "" if run.plan.peak is None else f" ({run.plan.peak(tokens) / GIB:.1f} expected)"
+    return f", peak {torch.cuda.max_memory_allocated(device) / GIB:.1f}{expected} of {total / GIB:.1f} GiB"

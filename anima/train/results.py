@@ -10,7 +10,7 @@ from anima.tracking.sample import Sample
 from anima.tracking.summary import RunSummary, format_summary, write_summary
 from anima.train import checkpoint, run_folder
 from anima.train.meter import History
-from anima.train.run import Run
+from anima.train.run import Plan, Run
 from anima.train.trainer import memory_peak_gib
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed")
@@ -41,6 +41,7 @@ def write_results(run: Run, history: History, *, device: str, compute_dtype: str
     checkpoint.write_result(adapter, run.adapter_writer())
     summary = summarize(
         run.config,
+        run.plan,
         history,
         num_steps=run.num_steps,
         peak_memory_gib=peaks,
@@ -62,6 +63,7 @@ def write_results(run: Run, history: History, *, device: str, compute_dtype: str
 
 def summarize(
     config: Config,
+    plan: Plan,
     history: History,
     *,
     num_steps: int,
@@ -76,11 +78,11 @@ def summarize(
 
     Args:
         config: What was asked for.
+        plan: Micro-batches and recomputation that ran.
         history: What the loop saw.
         num_steps: Optimizer steps done.
         peak_memory_gib: Highest memory of each rank.
-        device: Name of the device.
-        compute_dtype: bf16 or fp32.
+        device, compute_dtype: Its name; bf16, fp32 or fp8.
         files: What was written, relative to the output folder.
         next_commands: What to type next.
         reference: Identity of the model that the policy was compared with; empty for none.
@@ -100,6 +102,8 @@ def summarize(
         device=device,
         compute_dtype=compute_dtype,
         quantization=config.model.quantization,
+        micro_batch_tokens=plan.micro_batch_tokens,
+        recompute=plan.recompute,
         train_loss_first=history.losses[0] if history.losses else None,
         train_loss_last=history.losses[-1] if history.losses else None,
         eval_loss_before=history.eval_losses[0][1] if history.eval_losses else None,

@@ -19,6 +19,10 @@ from anima.train.watchdog import Watchdog
 class Steps(Protocol):
     """The training set as steps: `data/loader.py`."""
 
+    def num_steps(self, num_train_epochs: float) -> int:
+        """Steps until every row was seen so often."""
+        ...
+
     def step(self, index: int, *, num_train_epochs: float | None = None) -> Sequence[Any]:
         """This rank's micro-batches of optimizer step `index` (0-based)."""
         ...
@@ -38,6 +42,38 @@ class Steps(Protocol):
     def probe(self) -> Any:  # noqa: ANN401  (a micro-batch)
         """A micro-batch that depends on the data alone, not on ranks or budgets."""
         ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How large a micro-batch may be and what is recomputed: as asked for, or as --recompute auto chose.
+
+    Attributes:
+        micro_batch_tokens: Of a micro-batch, at most.
+        recompute: all, cheap, none, or a number of layers.
+        why: What was chosen and why; empty where nothing was.
+        peak: Tokens of a micro-batch -> bytes expected at its peak; None if nothing was measured.
+    """
+
+    micro_batch_tokens: int
+    recompute: str
+    why: str = ""
+    peak: Callable[[int], float] | None = None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A plan in force: the sets cut as it says.
+
+    Attributes:
+        held_out: The held-out micro-batches; None without a set.
+        smaller: Puts a plan with less memory into force, for when this one does not fit after all; None: there is none.
+    """
+
+    plan: Plan
+    steps: Steps
+    held_out: Iterable[Any] | None
+    smaller: "Callable[[], Fitted] | None" = None
 
 
 @dataclass(frozen=True)
@@ -94,9 +130,8 @@ class Run:
     num_steps: int
     engine: Engine
     objective: Objective[Any]
-    steps: Steps
+    fitted: Fitted
     num_train_epochs: float | None
-    held_out: Iterable[Any] | None
     probe: GradientProbe
     tracker: Tracker
     progress: Progress
@@ -111,3 +146,18 @@ class Run:
     benchmarks: Callable[[Callable[[str], None]], dict[str, float]] | None = None
     check_start: StartCheck = nothing_to_check
     watch: Watch = nothing_to_say
+
+    @property
+    def plan(self) -> Plan:
+        """Micro-batches and recomputation in force."""
+        return self.fitted.plan
+
+    @property
+    def steps(self) -> Steps:
+        """The training set as steps."""
+        return self.fitted.steps
+
+    @property
+    def held_out(self) -> Iterable[Any] | None:
+        """The held-out micro-batches."""
+        return self.fitted.held_out

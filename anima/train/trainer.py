@@ -28,8 +28,11 @@ RESERVE = 2.0
 """Before a time limit: times the slowest step and the slowest save are kept free."""
 
 
-def train(run: Run) -> History:
+def train(run: Run) -> tuple[Run, History]:
     """Run all steps, from the start or from `run.origin`; a collective, called on every rank alike.
+
+    Returns:
+        The run, whose micro-batches may have become smaller, and what was seen.
 
     Raises:
         RunStopped: somebody asked for it; the state is saved.
@@ -40,14 +43,14 @@ def train(run: Run) -> History:
     meter, saver = Meter(run.engine.device), _saver(run)
     run.watchdog.start()
     try:
-        history = _start(run, meter)
+        run, history = _start(run, meter)
         run.stop.defer()
         first = 1 + (run.origin.step if run.origin else 0)
         for step in range(first, run.num_steps + 1):
             agreed = _step(run, step, step == first, meter, history, saver)
             _after_step(run, step, meter, history, saver, stop.reasons(agreed))
         saver.wait()
-        return history
+        return run, history
     finally:
         run.watchdog.stop()
 
@@ -60,7 +63,7 @@ def _saver(run: Run) -> saving.Saver:
     return saver
 
 
-def _start(run: Run, meter: Meter) -> History:
+def _start(run: Run, meter: Meter) -> tuple[Run, History]:
     """Everything before the first step of this process."""
     _check_disk(run)
     run.engine.train_mode()
@@ -73,9 +76,9 @@ def _start(run: Run, meter: Meter) -> History:
         history = restore(run, run.origin, meter)
     run.watchdog.beat("the heaviest micro-batch")
     if run.origin is None or run.origin.step < run.num_steps:
-        rehearse(run)
+        run = rehearse(run)
     meter.go_on()
-    return history
+    return run, history
 
 
 def _step(run: Run, step: int, is_first: bool, meter: Meter, history: History, saver: saving.Saver) -> list[float]:

@@ -25,6 +25,7 @@ def train_twice(model_dir: str) -> list[dict[str, Any]]:
     from anima.train.metrics import MetricSums
     from anima.train.optimizer import build_optimizer
     from anima.train.rehearsal import rehearse
+    from anima.train.run import Plan
     from anima.train.step import GradientProbe, train_step
 
     settings = {
@@ -54,6 +55,8 @@ def train_twice(model_dir: str) -> list[dict[str, Any]]:
                     engine=engine,
                     objective=SupervisedFineTuning(),
                     steps=SimpleNamespace(heaviest=lambda count, num_train_epochs, heavy=batches[0]: heavy),
+                    plan=Plan(30, "all"),
+                    fitted=SimpleNamespace(smaller=None),
                     num_steps=2,
                     num_train_epochs=None,
                     probe=probe,

@@ -1,0 +1,207 @@
+"""How many tokens a micro-batch should hold and how many layers should be recomputed: arithmetic on measured passes.
+
+A pass of T tokens takes a + b*T bytes and c + d*T seconds, both fitted for each number of recomputed layers that was
+measured. Knows neither where the figures come from nor what a layer is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+STEP_TOKENS = 512
+"""Micro-batches are chosen in steps of so many tokens."""
+NEAR = 0.99
+"""Share of the best speed that is as good; then less memory is better."""
+STRETCH = 8
+"""The largest pass that is measured, in smallest ones."""
+SAFE = 0.7
+"""Share of the memory that the largest measured pass may be expected to take."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measured forward and backward pass: its tokens, the bytes it took at its peak, its seconds."""
+
+    tokens: int
+    bytes: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """at_zero + slope * x."""
+
+    at_zero: float
+    slope: float
+
+    def at(self, x: float) -> float:
+        """The value at `x`."""
+        return self.at_zero + self.slope * x
+
+
+def memory_line(points: Sequence[Point], at_zero: float = 0.0) -> Line:
+    """Bytes by tokens: through the two largest passes, because small ones hide growth behind what all passes need.
+
+    Where only one size was measured, `at_zero` is what does not grow.
+    """
+    return _line([(point.tokens, point.bytes) for point in points], at_zero)
+
+
+def time_line(points: Sequence[Point], at_zero: float = 0.0) -> Line:
+    """Seconds by tokens, as `memory_line`; neither part is negative, which noise could make of short passes."""
+    line = _line([(point.tokens, point.seconds) for point in points], at_zero)
+    tokens, seconds = max((point.tokens, point.seconds) for point in points)
+    if line.at_zero < 0:
+        return Line(0.0, seconds / tokens)
+    return line if line.slope >= 0 else Line(seconds, 0.0)
+
+
+def _line(points: Sequence[tuple[int, float]], at_zero: float) -> Line:
+    *_, (x, y) = ordered = sorted(points)
+    others = [point for point in ordered if point[0] < x]
+    if not others:
+        constant = min(max(0.0, at_zero), y)
+        return Line(constant, (y - constant) / x)
+    slope = (y - others[-1][1]) / (x - others[-1][0])
+    return Line(y - slope * x, slope)
+
+
+def next_size(points: Sequence[Point], *, small: int, most: int, room: float) -> int | None:
+    """Tokens of the pass to measure next; None if there is no more to learn or no memory to learn it in.
+
+    Two small passes, then one as large as is surely possible: it shows what passes of the training take. Where there
+    is no memory for the second, a smaller one.
+
+    Args:
+        points: Passes so far.
+        small: Tokens of the first.
+        most: Tokens of the largest that is of use.
+        room: Bytes that there are.
+    """
+    if not points:
+        return min(small, most)
+    line, last = memory_line(points), points[-1].tokens
+    if len(points) == 1:
+        size = min(2 * small, most)
+        if size <= last:
+            return None
+        return size if line.at(size) <= room else small // 2
+    if len(points) > 2 or last < points[0].tokens:
+        return None
+    size = min(STRETCH * small, most)
+    if line.slope > 0:
+        size = min(size, int(max(0.0, (SAFE * room - line.at_zero) / line.slope)))
+    size = size // STEP_TOKENS * STEP_TOKENS
+    return size if size > last else None
+
+
+class Costs:
+    """What a micro-batch takes, for every number of recomputed layers between those that were measured.
+
+    Args:
+        measured: Recomputed layers -> passes of one size or more. Its largest key is "all of them".
+    """
+
+    def __init__(self, measured: Mapping[int, Sequence[Point]]) -> None:
+        self._known = sorted(measured)
+        self.all_layers = self._known[-1]
+        least = measured[self.all_layers]
+        memory, time = memory_line(least).at_zero, time_line(least).at_zero
+        self._memory = {layers: memory_line(points, memory) for layers, points in measured.items()}
+        self._time = {layers: time_line(points, time) for layers, points in measured.items()}
+        self.fewest_layers = self._known[0]
+        """Fewer could not be measured, so nothing is said about them."""
+
+    def bytes(self, tokens: int, layers: int) -> float:
+        """Peak of a micro-batch of so many tokens with the first `layers` recomputed.
+
+        Each layer more that is recomputed frees the same bytes, until the one layer that is being recomputed needs
+        more than the kept ones: never less than with all of them. Between the last two measured numbers, where the
+        bend lies, a straight line is taken if there are no two to go on from: it lies above.
+        """
+        low, high = self._around(layers)
+        before = [known for known in self._known if known < low]
+        if low < layers and before:
+            first, second = ((n, self._memory[n].at(tokens)) for n in (before[-1], low))
+            return max(_straight(first, second, layers), self._memory[self.all_layers].at(tokens))
+        return self._between(self._memory, tokens, layers, low, high)
+
+    def seconds(self, passes: int, tokens: int, layers: int) -> float:
+        """Time of `passes` micro-batches that hold `tokens` together."""
+        low, high = self._around(layers)
+        once = self._between(self._time, 0, layers, low, high)
+        return once * passes + self._between(self._time, tokens, layers, low, high) - once
+
+    def _around(self, layers: int) -> tuple[int, int]:
+        if not self.fewest_layers <= layers <= self.all_layers:
+            raise ValueError(f"{layers} layers were not measured, {self.fewest_layers} to {self.all_layers} were")
+        return max(n for n in self._known if n <= layers), min(n for n in self._known if n >= layers)
+
+    def _between(self, lines: Mapping[int, Line], tokens: int, layers: int, low: int, high: int) -> float:
+        if low == high:
+            return lines[low].at(tokens)
+        return _straight((low, lines[low].at(tokens)), (high, lines[high].at(tokens)), layers)
+
+
+def _straight(first: tuple[int, float], second: tuple[int, float], x: int) -> float:
+    (x0, y0), (x1, y1) = first, second
+    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What some steps ask of the rank with the most to do, for one size of micro-batch.
+
+    Attributes:
+        passes: Micro-batches of these steps.
+        tokens: That they hold together.
+        heaviest: Tokens of the largest micro-batch that the run may have.
+    """
+
+    passes: int
+    tokens: int
+    heaviest: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A size of micro-batch and the layers to recompute, with the bytes and tokens/s (of all ranks) expected."""
+
+    tokens: int
+    layers: int
+    bytes: float
+    speed: float
+
+
+def choices(costs: Costs, loads: Mapping[int, Load], total_tokens: int) -> list[Choice]:
+    """Everything there is to choose from.
+
+    Args:
+        costs: Of a micro-batch.
+        loads: Tokens of a micro-batch, at most -> what the sampled steps then ask for.
+        total_tokens: Of these steps, over all ranks.
+    """
+    found = []
+    for tokens, load in loads.items():
+        for layers in range(costs.fewest_layers, costs.all_layers + 1):
+            seconds = costs.seconds(load.passes, load.tokens, layers)
+            found.append(Choice(tokens, layers, costs.bytes(load.heaviest, layers), total_tokens / seconds))
+    return found
+
+
+def best(candidates: Sequence[Choice], limit: float) -> Choice:
+    """The fastest that fits into `limit` bytes, or one nearly as fast in less memory; if none fits, the smallest."""
+    fitting = [choice for choice in candidates if choice.bytes <= limit]
+    if not fitting:
+        return min(candidates, key=_smallest)
+    fastest = max(choice.speed for choice in fitting)
+    return min((choice for choice in fitting if choice.speed >= NEAR * fastest), key=_smallest)
+
+
+def _smallest(choice: Choice) -> tuple[float, int, int]:
+    return choice.bytes, choice.tokens, choice.layers
+
+
+def sizes(longest: int, most: int) -> range:
+    """Sizes of micro-batch to choose from: whole steps of 512 tokens, from the longest example to the most there is."""
+    first, last = (-(-tokens // STEP_TOKENS) * STEP_TOKENS for tokens in (longest, max(longest, most)))
+    return range(first, last + 1, STEP_TOKENS)

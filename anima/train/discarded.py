@@ -1,0 +1,47 @@
+"""Forward and backward passes that leave no trace: to learn what they cost, or that they fit into memory.
+
+The loss is turned into a NaN: then every gradient is, and DeepSpeed itself skips the step and drops all it has.
+A pass that runs out of memory does not end the others: ranks can agree on what to do before any gradient travels.
+"""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from anima.objectives.objective import Objective
+from anima.train import saving
+from anima.train.engine import Engine
+
+
+@contextmanager
+def discarded(engine: Engine) -> Iterator[None]:
+    """A step that is thrown away, with its gradients and random numbers; `run_pass` goes in here. A collective."""
+    random = saving.random_state(engine.device)
+    with engine.accumulating():
+        yield
+        for parameter in engine.network.parameters():
+            if parameter.requires_grad and parameter.grad is None:  # not reached: a pass ran out of memory
+                parameter.grad = torch.full_like(parameter, float("nan"))
+    if not engine.step(0.0).skipped:
+        raise AssertionError("a step of NaN was not skipped")
+    saving.set_random_state(random, engine.device)
+
+
+def run_pass(engine: Engine, objective: Objective[Any], batch: Any) -> bool:  # noqa: ANN401  (the objective's)
+    """Forward and backward of a micro-batch within `discarded`; False if this rank's memory did not suffice."""
+    try:
+        output = objective(engine, batch.to(engine.device))
+        engine.backward(output.loss_sum * float("nan"), torch.ones((), device=engine.device))
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+def release(device: torch.device) -> None:
+    """Give back what is no longer used: blocks cut to the sizes of one pass are in the way of another's."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,252 @@
+"""--recompute auto: the micro-batches and the recomputation that are fastest within the memory of the device.
+
+Measures on examples of the run's first steps, chooses for these steps, and cuts the sets accordingly. Without auto, it
+only cuts.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from anima.config.schema import Config
+from anima.data.batching import assign
+from anima.data.loader import EvalLoader, StepLoader
+from anima.data.order import IndexArray
+from anima.distributed import Ranks
+from anima.model.packed import PackedModel
+from anima.model.recompute import apply_policy
+from anima.train.budget import Choice, Costs, Load, best, choices, sizes
+from anima.train.engine import Engine
+from anima.train.measuring import Gauge, GpuGauge, Measured, measure
+from anima.train.method import Setup
+from anima.train.run import Fitted, Plan
+
+GIB = 2**30
+SAMPLED_STEPS, SAMPLED_EXAMPLES = 20, 4000
+"""How many of the first steps are packed for every size in question, and how many examples they may have together."""
+MARGIN = 0.04
+"""Share of the memory that is left free: freed blocks of one size are no room for another."""
+LESS = 0.9
+"""Of what a plan that did not fit was expected to take, the share that the next one may."""
+
+
+def fit(
+    config: Config,
+    ranks: Ranks,
+    setup: Setup,
+    engine: Engine,
+    network: PackedModel,
+    tell: Callable[[str], None],
+    gauge: Gauge | None = None,
+) -> Fitted:
+    """The plan of a run in force; with --recompute auto it is made here, by measuring where there is a GPU.
+
+    A collective. Measuring leaves the state of the training as it was.
+
+    Args:
+        config: All options.
+        ranks: This process among the others.
+        setup: Objective and sets.
+        engine: Around the network.
+        network: Whose layers are recomputed.
+        tell: Prints a line on the main rank.
+        gauge: Reads the memory; None: that of the engine's device.
+    """
+    longest = _longest(setup)
+    tokens, recompute = config.batch.tokens_unmeasured(longest), config.optimization.recompute
+    if recompute != "auto":
+        return _cut(config, ranks, setup, Plan(tokens, recompute))
+    if gauge is None and engine.device.type == "cuda":
+        cap = config.max_gpu_memory_gib
+        gauge = GpuGauge(engine.device, None if cap is None else cap * GIB)
+    if gauge is None:
+        apply_policy(network.causal_lm, "all")
+        why = f"--recompute auto: no GPU to measure, so all layers are recomputed, {tokens:,} tokens a micro-batch"
+        return _cut(config, ranks, setup, Plan(tokens, "all", why))
+    engine.train_mode()
+    began = time.perf_counter()
+    search = _Search(config, ranks, setup, engine, network, gauge)
+    tell(f"--recompute auto: passes measured in {time.perf_counter() - began:.1f} s")
+    return search.fitted()
+
+
+def _longest(setup: Setup) -> int:
+    """Tokens of the longest example of both sets, which a micro-batch must hold."""
+    return max(int(examples.lengths.max()) for examples in (setup.train, setup.held_out) if examples is not None)
+
+
+def _cut(config: Config, ranks: Ranks, setup: Setup, plan: Plan, smaller: Callable[[], Fitted] | None = None) -> Fitted:
+    """The sets as micro-batches of the plan's size."""
+    place: dict[str, Any] = {
+        "micro_batch_tokens": plan.micro_batch_tokens,
+        "packing": config.batch.packing,
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+    }
+    steps = StepLoader(setup.train, global_batch_size=config.batch.global_batch_size, seed=config.seed, **place)
+    held_out = None if setup.held_out is None else EvalLoader(setup.held_out, **place)
+    return Fitted(plan, steps, held_out, smaller)
+
+
+class _Search:
+    """What was measured, and what can be chosen from it."""
+
+    def __init__(
+        self, config: Config, ranks: Ranks, setup: Setup, engine: Engine, network: PackedModel, gauge: Gauge
+    ) -> None:
+        self._config, self._ranks, self._setup, self._network = config, ranks, setup, network
+        self._sampled = _first_steps(config, ranks, setup)
+        self._num_layers = len(network.causal_lm.get_decoder().layers)
+        longest, most = _longest(setup), self._most()
+        given = config.batch.micro_batch_tokens
+        self._sizes: Sequence[int] = [given] if given else sizes(longest, most)
+        if not config.batch.packing:
+            self._sizes = [longest]
+        self._measured = measure(
+            engine,
+            setup.objective,
+            self._packed,
+            lambda layers: apply_policy(network.causal_lm, policy_of(layers, self._num_layers)),
+            sorted({0, self._num_layers // 2, self._num_layers}),
+            longest=longest,
+            most=min(most, given or most),
+            gauge=gauge,
+        )
+
+    def _most(self) -> int:
+        """Tokens of the largest micro-batch of the sampled steps if memory were endless."""
+        if not self._config.batch.packing:
+            return max(int(lengths.max()) for lengths in self._lengths())
+        whole = max(sum(part) for lengths in self._lengths() for part in self._shares(lengths, int(lengths.sum())))
+        # Several ranks: what fills each of them evenly does not always fit into exactly that.
+        return whole if self._ranks.world_size == 1 else whole + whole // 8
+
+    def _lengths(self) -> list[IndexArray]:
+        return [self._setup.train.lengths[rows] for rows in self._sampled]
+
+    def _shares(self, lengths: IndexArray, tokens: int) -> list[list[int]]:
+        """Tokens of every micro-batch of a step, by rank."""
+        shares = assign(
+            lengths.tolist(),
+            world_size=self._ranks.world_size,
+            micro_batch_tokens=tokens,
+            packing=self._config.batch.packing,
+        )
+        return [[int(lengths[members].sum()) for members in share] for share in shares]
+
+    def _packed(self, tokens: int) -> Any:  # noqa: ANN401  (a micro-batch)
+        """Examples of the first steps, in their order, up to so many tokens; one alone where they are not packed."""
+        rows = [int(row) for step in self._sampled for row in step]
+        lengths = self._setup.train.lengths
+        fitting = [row for row in rows if lengths[row] <= tokens] or [min(rows, key=lambda row: int(lengths[row]))]
+        if not self._config.batch.packing:
+            return self._setup.train.batch([max(fitting, key=lambda row: int(lengths[row]))])
+        chosen, left = fitting[:1], tokens - int(lengths[fitting[0]])
+        for row in fitting[1:]:
+            if lengths[row] <= left:
+                chosen.append(row)
+                left -= int(lengths[row])
+        return self._setup.train.batch(chosen)
+
+    def fitted(self, limit: float | None = None) -> Fitted:
+        """Choose within `limit` bytes for a pass, at first all there are, and put the choice into force."""
+        measured, every = self._measured, self._num_layers
+        smaller: Callable[[], Fitted] | None = None
+        costs = Costs(measured.points) if every in measured.points else None
+        if costs is None:
+            plan = Plan(
+                self._sizes[0], "all", f"--recompute auto: {_NOTHING} {_tokens(self._sizes[0])}, all recomputed"
+            )
+        else:
+            room = (1 - MARGIN) * measured.capacity - measured.before if limit is None else limit
+            options = choices(costs, self._loads(costs, room), sum(int(lengths.sum()) for lengths in self._lengths()))
+            choice = best(options, room)
+            plan = _plan(choice, options, room, costs, measured)
+            less = LESS * (measured.before + choice.bytes) - measured.before
+            if limit is None and choice != best(
+                options, float("-inf")
+            ):  # there is something smaller, and once is enough
+                smaller = lambda: self.fitted(less)  # noqa: E731
+        apply_policy(self._network.causal_lm, plan.recompute)
+        return _cut(self._config, self._ranks, self._setup, plan, smaller)
+
+    def _loads(self, costs: Costs, limit: float) -> Mapping[int, Load]:
+        """What the sampled steps ask for at every size that could fit; at the smallest in any case."""
+        loads: dict[int, Load] = {}
+        for size in self._sizes:
+            if loads and costs.bytes(size, costs.all_layers) > limit:
+                break
+            steps = [self._shares(lengths, size) for lengths in self._lengths()]
+            passes = sum(len(shares[0]) for shares in steps)
+            loads[size] = Load(passes, sum(max(map(sum, shares)) for shares in steps), self._heaviest(size))
+        return loads
+
+    def _heaviest(self, size: int) -> int:
+        """Tokens of the run's largest micro-batch: of a size that was given, steps may never fill all."""
+        if not self._config.batch.micro_batch_tokens:
+            return size
+        optimization = self._config.optimization
+        steps = _cut(self._config, self._ranks, self._setup, Plan(size, "all")).steps
+        epochs = None if optimization.max_steps else optimization.num_train_epochs
+        count = optimization.max_steps or steps.num_steps(optimization.num_train_epochs)
+        return sum(steps.heaviest(count, num_train_epochs=epochs).document_lengths)
+
+
+_NOTHING = "no pass fitted into memory; the smallest micro-batch is tried:"
+
+
+def _first_steps(config: Config, ranks: Ranks, setup: Setup) -> list[IndexArray]:
+    """Numbers of the examples of the run's first steps."""
+    batch, optimization = config.batch, config.optimization
+    loader = StepLoader(
+        setup.train,
+        global_batch_size=batch.global_batch_size,
+        micro_batch_tokens=0,  # only the order is asked for
+        packing=batch.packing,
+        seed=config.seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+    epochs = None if optimization.max_steps else optimization.num_train_epochs
+    steps = optimization.max_steps or loader.num_steps(optimization.num_train_epochs)
+    count = min(steps, SAMPLED_STEPS, max(1, SAMPLED_EXAMPLES // batch.global_batch_size))
+    return [loader.rows(step, num_train_epochs=epochs) for step in range(count)]
+
+
+def policy_of(layers: int, num_layers: int) -> str:
+    """What `apply_policy` calls the first `layers` recomputed as a whole, the cheap parts of the others."""
+    return "all" if layers == num_layers else str(layers) if layers else "cheap"
+
+
+def _plan(choice: Choice, options: Sequence[Choice], limit: float, costs: Costs, measured: Measured) -> Plan:
+    every = costs.all_layers
+    expected = (measured.before + choice.bytes) / GIB
+    memory = f"{expected:.1f} of {measured.capacity / GIB:.1f} GiB"
+    layers = {0: "only the cheap parts", every: f"all {every} layers"}.get(
+        choice.layers, f"{choice.layers} of {every} layers"
+    )
+    what = f"{_tokens(choice.tokens)}, {layers} recomputed"
+    if choice.bytes > limit:
+        why = f"--recompute auto: nothing fits by measure; the smallest is tried: {what}, {memory}"
+    else:
+        speed = f"{choice.speed:,.0f} tokens/s expected before the optimizer's part"
+        why = f"--recompute auto: {what}: {speed}, {memory}{_others(choice, options, limit, every)}"
+    policy = policy_of(choice.layers, every)
+    return Plan(choice.tokens, policy, why, lambda tokens: measured.before + costs.bytes(tokens, choice.layers))
+
+
+def _tokens(tokens: int) -> str:
+    return f"{tokens:,} tokens a micro-batch"
+
+
+def _others(choice: Choice, options: Sequence[Choice], limit: float, every: int) -> str:
+    """The best of both ends, in parentheses."""
+    told = []
+    for layers, name in ((0, "cheap"), (every, "all")):
+        fitting = [option for option in options if option.layers == layers and option.bytes <= limit]
+        if not fitting:
+            told.append(f"{name} does not fit")
+        elif choice.layers != layers:
+            other = best(fitting, limit)
+            told.append(f"{name} at {other.tokens:,}: {other.speed:,.0f} tokens/s")
+    return f" ({'; '.join(told)})" if told else ""

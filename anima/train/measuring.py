@@ -1,0 +1,191 @@
+"""What a forward and backward pass takes on this device: memory and time, under several policies and sizes.
+
+Every rank runs the same passes; what the worst of them needed counts, so that all come to the same figures.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from anima import distributed
+from anima.objectives.objective import Objective
+from anima.train.budget import Point, next_size
+from anima.train.discarded import discarded, release, run_pass
+from anima.train.engine import Engine
+
+SMALL_TOKENS = 1024
+"""The smallest pass; smaller ones tell little, because all of a GPU is hardly busy."""
+FEWEST_TOKENS = 256
+"""Where a small pass does not fit, half of it is tried, down to this."""
+LONG_SECONDS = 10.0
+"""A pass that takes longer is not repeated: what only the first one of its size costs is little of it."""
+
+
+class Gauge(Protocol):
+    """Reads memory and time of a device."""
+
+    def allocated(self) -> int:
+        """Bytes that tensors take now."""
+        ...
+
+    def room(self) -> int:
+        """Bytes that more tensors could take."""
+        ...
+
+    def start(self) -> None:
+        """From here on `stop` counts."""
+        ...
+
+    def stop(self) -> tuple[int, float]:
+        """Most bytes that tensors took, and the seconds, since `start`."""
+        ...
+
+
+class GpuGauge:
+    """A CUDA device as torch's allocator sees it.
+
+    Args:
+        device: The GPU.
+        cap: Bytes that this process may take; None for all.
+    """
+
+    def __init__(self, device: torch.device, cap: float | None) -> None:
+        self._device, self._cap, self._started = device, cap, 0.0
+
+    def allocated(self) -> int:
+        """Without what the allocator holds unused."""
+        return torch.cuda.memory_allocated(self._device)
+
+    def room(self) -> int:
+        """Free on the card or held unused by this process, and within its cap."""
+        allocated = torch.cuda.memory_allocated(self._device)
+        held = torch.cuda.memory_reserved(self._device) - allocated
+        room = torch.cuda.mem_get_info(self._device)[0] + held
+        return room if self._cap is None else min(room, int(self._cap) - allocated)
+
+    def start(self) -> None:
+        """Wait for the device, then begin."""
+        torch.cuda.synchronize(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        self._started = time.perf_counter()
+
+    def stop(self) -> tuple[int, float]:
+        """Wait for the device first."""
+        torch.cuda.synchronize(self._device)
+        return torch.cuda.max_memory_allocated(self._device), time.perf_counter() - self._started
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the passes took.
+
+    Attributes:
+        points: Recomputed layers -> passes that ran; numbers of layers of which none ran are left out.
+        before: Bytes that are taken without a pass, with the moments that the first step will create; the points count
+            from here. Of the rank with the most.
+        capacity: Bytes that a process may take in all, on the rank with the least.
+    """
+
+    points: dict[int, list[Point]]
+    before: int
+    capacity: int
+
+
+def measure(
+    engine: Engine,
+    objective: Objective[Any],
+    packed: Callable[[int], Any],
+    recompute: Callable[[int], None],
+    layers: Sequence[int],
+    *,
+    longest: int,
+    most: int,
+    gauge: Gauge,
+) -> Measured:
+    """Run passes and read the gauge; leaves training as it was, but for the policy. A collective.
+
+    Args:
+        engine: In train mode.
+        objective: The loss.
+        packed: A micro-batch of real examples of at most so many tokens, the same on every rank.
+        recompute: Sets the number of layers that are recomputed.
+        layers: The numbers of recomputed layers to measure.
+        longest: Tokens of the longest example.
+        most: Tokens of the largest micro-batch that could be of use.
+        gauge: Of the engine's device.
+    """
+    batch = functools.cache(packed)
+    release(engine.device)
+    before, moments = gauge.allocated(), engine.missing_moment_bytes()
+    room = min(distributed.gather_objects(gauge.room() - moments))  # for measuring; communication takes some later
+    small = min(max(longest, SMALL_TOKENS), most)
+    points: dict[int, list[Point]] = {}
+    with discarded(engine):
+        for number in sorted(layers, reverse=True):  # the least memory first
+            recompute(number)
+            if not points:  # compiles kernels, and leaves gradients behind, which passes of the training find as well
+                run_pass(engine, objective, batch(min(small, FEWEST_TOKENS)))
+            points[number] = _climb(engine, objective, batch, small, most, room, before, gauge)
+    batch.cache_clear()
+    release(engine.device)
+    everywhere = distributed.gather_objects((before + moments, gauge.allocated() + gauge.room()))
+    ran = {number: measured for number, measured in points.items() if measured}
+    return Measured(ran, max(taken for taken, _ in everywhere), min(most for _, most in everywhere))
+
+
+def _climb(
+    engine: Engine,
+    objective: Objective[Any],
+    batch: Callable[[int], Any],
+    small: int,
+    most: int,
+    room: int,
+    before: int,
+    gauge: Gauge,
+) -> list[Point]:
+    """Passes that grow, until there is no more to learn or a rank has no memory for more."""
+    points: list[Point] = []
+    while (size := next_size(points, small=small, most=most, room=room)) is not None:
+        micro_batch = batch(size)
+        tokens = sum(micro_batch.document_lengths)
+        if tokens in [point.tokens for point in points]:  # there are no other examples
+            break
+        point = _point(engine, objective, micro_batch, tokens, before, gauge)
+        if point is not None:
+            points.append(point)
+        elif points or small < 2 * FEWEST_TOKENS:
+            break
+        else:
+            small //= 2
+    return points
+
+
+def _point(
+    engine: Engine,
+    objective: Objective[Any],
+    batch: Any,  # noqa: ANN401  (the objective's)
+    tokens: int,
+    before: int,
+    gauge: Gauge,
+) -> Point | None:
+    """A pass, twice, since the first compiles and gets its memory; None if a rank has too little. A collective."""
+    mine: tuple[int, float] | None = None
+    for _ in range(2):
+        gauge.start()
+        if not run_pass(engine, objective, batch):
+            release(engine.device)
+            mine = None
+            break
+        taken, seconds = gauge.stop()
+        mine = (taken - before, seconds) if mine is None else (max(mine[0], taken - before), min(mine[1], seconds))
+        if seconds > LONG_SECONDS:
+            break
+    everywhere = distributed.gather_objects(mine)
+    found = [one for one in everywhere if one is not None]
+    if len(found) < len(everywhere):
+        return None
+    return Point(tokens, max(taken for taken, _ in found), max(seconds for _, seconds in found))

@@ -139,8 +139,7 @@ def step_batches(budget: int, sequences: int, seed: int) -> tuple[list[Any], int
 
 def measure(engine: Engine, policy: str, budget: int, sequences: int, steps: int) -> dict[str, Any]:
     """Median seconds of an optimizer step, tokens/s over all timed steps, peak memory; or where it ran out."""
-    recompute, _, away = policy.partition("/")
-    apply_policy(engine.network.causal_lm, recompute, int(away or 0))  # type: ignore[union-attr, arg-type]
+    apply_policy(engine.network.causal_lm, policy)  # type: ignore[union-attr, arg-type]
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

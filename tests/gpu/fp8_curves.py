@@ -10,6 +10,7 @@ are bound by the host, so several share the GPU. What is finished in --output_di
 import argparse
 import itertools
 import json
+import math
 import os
 import shutil
 import statistics
@@ -21,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from held_out import REPOSITORY, losses_of, split_files
+from held_out import REPOSITORY, metrics_of, split_files
 
 from anima.tracking.metrics_file import read_metrics
 
@@ -29,6 +30,7 @@ LAST_STEPS = 50
 SMOOTHED_OVER = 20
 PROMPTS = ("Why is the sky blue?", "Give three tips for staying healthy.", "请介绍一下北京。")
 DTYPES = ("bf16", "fp8")
+METRICS = ("loss", "rewards/accuracies", "rewards/margins")
 
 
 @dataclass
@@ -43,8 +45,8 @@ class Run:
     samples: list[dict[str, str]] = field(default_factory=list)
     tokens_per_second: float = 0.0
     seconds: float = 0.0
-    in_bf16: float | None = None
-    """Held-out loss of an SFT adapter computed in bf16, whatever it was trained in."""
+    in_bf16: dict[str, float] = field(default_factory=dict)
+    """Held-out metrics of the adapter computed in bf16, whatever it was trained in."""
 
     @property
     def name(self) -> str:
@@ -98,11 +100,10 @@ def main() -> None:
     }
     runs = [Run(*key) for key in itertools.product(data, DTYPES, options.seeds)]
     finished = train_all(options, data, runs)
-    if supervised := [run for run in finished if run.objective == "sft"]:
-        measure_in_bf16(options, data["sft"][1], supervised)
     verdicts = {}
     for objective in data:
         if of_it := [run for run in finished if run.objective == objective]:
+            measure_in_bf16(options, data[objective][1], of_it)
             verdicts[objective] = compare(objective, of_it)
     save(options, finished, verdicts)
     if len(finished) < len(runs):
@@ -192,13 +193,14 @@ def measure_in_bf16(options: argparse.Namespace, rows: list[str], runs: list[Run
     """Adapters are used in bf16 too: the same computation for all of them."""
     adapters = [options.output_dir / run.name / "adapter" for run in runs]
     flags = ["--max_seq_length", str(options.max_seq_length), "--device", options.device]
+    flags += ["--objective", runs[0].objective, "--micro_batch_tokens", str(options.micro_batch_tokens)]
     try:
-        found = losses_of(adapters, model=options.model, rows=rows, work_dir=options.output_dir, flags=flags)
+        found = metrics_of(adapters, model=options.model, rows=rows, work_dir=options.output_dir, flags=flags)
     except subprocess.CalledProcessError as error:
         print(f"the adapters could not be measured in bf16: {error}", flush=True)
         return
-    for run, loss in zip(runs, found, strict=True):
-        run.in_bf16 = loss
+    for run, metrics in zip(runs, found, strict=True):
+        run.in_bf16 = metrics
 
 
 def smoothed(losses: list[float]) -> list[float]:
@@ -214,40 +216,40 @@ def apart(one: Run, other: Run) -> float:
 
 
 def compare(objective: str, runs: list[Run]) -> dict[str, Any]:
-    """Tables and the verdict of one objective."""
-    metrics = ["loss", *(name for name in ("rewards/accuracies", "rewards/margins") if name in runs[0].final)]
-    print(f"\n## {objective}\n| run | {' | '.join(f'held-out {m}' for m in metrics)} | in bf16 | ", end="")
-    print(f"train loss, last {LAST_STEPS} steps |\n|{'---|' * (len(metrics) + 3)}")
+    """Tables and the verdict of one objective: held-out numbers as trained (the fp8 runs in fp8), and all in bf16."""
+    metrics = [name for name in METRICS if name in runs[0].final]
+    columns = [f"{name}, {how}" for name in metrics for how in ("as trained", "in bf16")]
+    print(f"\n## {objective}\n| run | before | {' | '.join(columns)} | train loss, last {LAST_STEPS} steps |")
+    print("|" + "---|" * (len(columns) + 3))
     for run in runs:
-        values = " | ".join(f"{run.final[name]:.4f}" for name in metrics)
-        print(f"| {run.name} | {values} | {run.in_bf16 or float('nan'):.4f} | {run.last_train_loss:.4f} |")
+        values = " | ".join(f"{part.get(m, math.nan):.4f}" for m in metrics for part in (run.final, run.in_bf16))
+        print(f"| {run.name} | {run.held_out[0]['loss']:.4f} | {values} | {run.last_train_loss:.4f} |")
     by_key = {(run.dtype, run.seed): run for run in runs}
     seeds = [seed for dtype, seed in by_key if dtype == "bf16" and ("fp8", seed) in by_key]
     if len(seeds) < 2:
         print("too few pairs of runs to compare")
         return {}
+    bf16, fp8 = ([by_key[dtype, seed] for seed in seeds] for dtype in DTYPES)
     verdict: dict[str, Any] = {}
     for name in metrics:
-        verdict[name] = judge(name, [[by_key[d, s].final[name] for s in seeds] for d in DTYPES])
-    verdict["train loss"] = judge("train loss", [[by_key[d, s].last_train_loss for s in seeds] for d in DTYPES])
-    again = [[loss for s in seeds if (loss := by_key[d, s].in_bf16) is not None] for d in DTYPES]
-    if len(again[0]) == len(again[1]) == len(seeds):
-        verdict["loss in bf16"] = judge("loss in bf16", again)
-    first, second = seeds[:2]
-    verdict["curves fp8 - bf16"] = [apart(by_key["bf16", seed], by_key["fp8", seed]) for seed in seeds]
-    verdict["curves of two seeds"] = apart(by_key["bf16", first], by_key["bf16", second])
+        verdict[name] = judge(f"{name}, as trained", *([run.final[name] for run in kind] for kind in (bf16, fp8)))
+        if all(run.in_bf16 for run in bf16 + fp8):
+            again = ([run.in_bf16[name] for run in kind] for kind in (bf16, fp8))
+            verdict[f"{name} in bf16"] = judge(f"{name}, in bf16", *again)
+    verdict["train loss"] = judge("train loss", *([run.last_train_loss for run in kind] for kind in (bf16, fp8)))
+    verdict["curves fp8 - bf16"] = [apart(a, b) for a, b in zip(bf16, fp8, strict=True)]
+    verdict["curves of two seeds"] = apart(bf16[0], bf16[1])
     between = ", ".join(f"{value:.4f}" for value in verdict["curves fp8 - bf16"])
     print(f"smoothed training curves, mean distance: fp8 from bf16 {between} (seeds {seeds}); ", end="")
-    print(f"bf16 seed {first} from seed {second} {verdict['curves of two seeds']:.4f}")
-    for run in (by_key["bf16", first], by_key["fp8", first]):
+    print(f"bf16 seed {seeds[0]} from seed {seeds[1]} {verdict['curves of two seeds']:.4f}")
+    for run in (bf16[0], fp8[0]):
         for sample in [sample for sample in run.samples if sample["label"] != "reference"][:2]:
             print(f"{run.name}: {sample['prompt']}\n    {sample['answer'][:300]!r}")
     return verdict
 
 
-def judge(name: str, values: list[list[float]]) -> dict[str, Any]:
+def judge(name: str, bf16: list[float], fp8: list[float]) -> dict[str, Any]:
     """fp8 - bf16 under every seed beside the noise: the standard deviation between the seeds of bf16."""
-    bf16, fp8 = values
     differences = [b - a for a, b in zip(bf16, fp8, strict=True)]
     mean, noise = statistics.fmean(differences), statistics.stdev(bf16)
     shown = " ".join(f"{value:+.4f}" for value in differences)

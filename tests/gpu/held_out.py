@@ -1,9 +1,9 @@
 """Held-out rows that no seed changes, and the loss of saved adapters on them by one code, whoever trained them.
 
-    python tests/gpu/held_out.py --model MODEL --rows HELD_OUT.jsonl… --adapters RUN/adapter… --json losses.json
+    python tests/gpu/held_out.py --model MODEL --rows HELD_OUT.jsonl… --adapters RUN/adapter… --json metrics.json
 
-The base is NF4, the computation bf16 (fp32 on a CPU), whatever the training computed in: the mean over all supervised
-tokens, by the objective of launch/train.py. Used by fp8_curves.py and time_to_loss.py.
+The base is NF4, the computation bf16 (fp32 on a CPU), whatever the training computed in, by the objectives of
+launch/train.py; for dpo the base is the reference and beta 0.1. Used by fp8_curves.py and time_to_loss.py.
 """
 
 import argparse
@@ -20,10 +20,11 @@ SPLIT_SEED = 0
 
 
 def main() -> None:
-    """Measure every adapter; their names and losses as JSON."""
+    """Measure every adapter; their folders and metrics as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a model's folder, in 16 bit or NF4")
     parser.add_argument("--rows", nargs="+", required=True, help="files of held-out rows")
+    parser.add_argument("--objective", choices=("sft", "dpo"), default="sft")
     parser.add_argument("--adapters", nargs="+", type=Path, required=True, help="PEFT folders of one shape")
     parser.add_argument("--max_seq_length", type=int, default=1024)
     parser.add_argument("--micro_batch_tokens", type=int, default=8192)
@@ -56,33 +57,38 @@ def split_files(files: list[Path], folder: Path, share: float) -> tuple[list[str
     return parts
 
 
-def losses_of(adapters: list[Path], *, model: str, rows: list[str], work_dir: Path, flags: list[str]) -> list[float]:
-    """The held-out loss of every adapter, measured in a process of its own that leaves the GPU afterwards."""
+def metrics_of(
+    adapters: list[Path], *, model: str, rows: list[str], work_dir: Path, flags: list[str]
+) -> list[dict[str, float]]:
+    """The held-out metrics of every adapter, measured in a process of its own that leaves the GPU afterwards."""
     report = work_dir / "held_out.json"
     command = [
         *(sys.executable, __file__, "--model", model, "--rows", *rows, "--adapters", *map(str, adapters)),
         *("--data_cache_dir", str(work_dir / "data"), "--json", str(report), *flags),
     ]
     subprocess.run(command, check=True, cwd=REPOSITORY)
-    found: dict[str, float] = json.loads(report.read_text())
+    found: dict[str, dict[str, float]] = json.loads(report.read_text())
     return [found[str(folder)] for folder in adapters]
 
 
-def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Adapter's folder -> mean loss; the base is loaded once."""
+def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Adapter's folder -> means of the objective's metrics; the base is loaded once."""
     from anima.model.console import quiet_libraries
 
     quiet_libraries(show_progress=False)  # before bitsandbytes is imported
     import torch
 
+    from anima.config.preference import PreferenceConfig
     from anima.config.schema import DataConfig, LoraConfig, ModelConfig
-    from anima.data.loader import EvalLoader
-    from anima.data.prepare import prepare
+    from anima.data.kinds import CONVERSATIONS, PAIRS
+    from anima.data.prepare import prepare_records
     from anima.model.base_model import load_base
     from anima.model.compute import choose_compute, claim_device
     from anima.model.lora import adapter_tensors, attach_lora, trainable_parameters
     from anima.model.packed import PackedModel
     from anima.model.tokenizer import load_tokenizer
+    from anima.objectives.preference import PreferenceOptimization
+    from anima.objectives.sft import SupervisedFineTuning
 
     on_gpu = options.device != "cpu" and torch.cuda.is_available()
     compute = choose_compute("cuda" if on_gpu else "cpu", "bf16" if on_gpu else "fp32", 0)
@@ -91,37 +97,57 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     data = DataConfig(
         train_files=tuple(options.rows), max_seq_length=options.max_seq_length, data_cache_dir=options.data_cache_dir
     )
-    rows = prepare(data, load_tokenizer(model), seed=0).train
-    loader = EvalLoader(rows, micro_batch_tokens=options.micro_batch_tokens, packing=True, rank=0, world_size=1)
+    pairs = options.objective == "dpo"
+    kind: Any = PAIRS if pairs else CONVERSATIONS
+    rows: Any = prepare_records(kind, data, load_tokenizer(model), seed=0).train
     stored = json.loads((options.adapters[0] / "adapter_config.json").read_text("utf-8"))
     lora = LoraConfig(lora_r=stored["r"], lora_alpha=stored["lora_alpha"])
-    base = load_base(model, compute)
-    adapted = attach_lora(base, lora, dtype=compute.dtype, seed=0, adapter_path=str(options.adapters[0]))
+    adapted = attach_lora(load_base(model, compute), lora, dtype=compute.dtype, seed=0)  # B = 0: the base
     network = PackedModel(adapted, "none").eval()
     parameters = {name.replace(".default.", "."): p for name, p in trainable_parameters(adapted).items()}
+    objective: Any = PreferenceOptimization(PreferenceConfig()) if pairs else SupervisedFineTuning()
     found = {}
-    for folder in options.adapters:
-        tensors = adapter_tensors(folder)
-        if tensors.keys() != parameters.keys():
-            sys.exit(f"{folder} holds other matrices than {options.adapters[0]}")
-        with torch.no_grad():
+    with torch.no_grad():
+        if pairs:
+            rows = with_reference(rows, network, options.micro_batch_tokens, compute.device)
+        for folder in options.adapters:
+            tensors = adapter_tensors(folder)
+            if tensors.keys() != parameters.keys():
+                sys.exit(f"{folder} holds other matrices than a new adapter of its rank")
             for name, parameter in parameters.items():
                 parameter.copy_(tensors[name])
-            found[str(folder)] = mean_loss(network, loader, compute.device)
+            found[str(folder)] = means(objective, rows, network, options.micro_batch_tokens, compute.device)
     return found
 
 
-def mean_loss(network: Any, loader: Any, device: Any) -> float:
+def with_reference(rows: Any, network: Any, budget: int, device: Any) -> Any:
+    """The pairs with the log-probabilities of the network as it is."""
+    import torch
+
+    from anima.data.loader import EvalLoader
+    from anima.objectives.preference import pair_logps
+    from anima.train.reference_pass import NetworkPolicy
+
+    policy = NetworkPolicy(network)
+    logps = [
+        torch.stack((found.chosen, found.rejected), dim=1)
+        for batch in EvalLoader(rows, micro_batch_tokens=budget, packing=True, rank=0, world_size=1)
+        for found in [pair_logps(policy, batch.to(device))]
+    ]
+    return rows.with_reference(torch.cat(logps).float().cpu().numpy())
+
+
+def means(objective: Any, rows: Any, network: Any, budget: int, device: Any) -> dict[str, float]:
     """As anima/train/evaluate.py does it, without an engine."""
-    from anima.objectives.sft import SupervisedFineTuning
+    from anima.data.loader import EvalLoader
     from anima.train.metrics import MetricSums
     from anima.train.reference_pass import NetworkPolicy
 
-    sums, objective, policy = MetricSums(), SupervisedFineTuning(), NetworkPolicy(network)
-    for batch in loader:
+    sums, policy = MetricSums(), NetworkPolicy(network)
+    for batch in EvalLoader(rows, micro_batch_tokens=budget, packing=True, rank=0, world_size=1):
         for name, metric in objective(policy, batch.to(device)).metrics.items():
             sums.add(name, metric)
-    return sums.reduce()["loss"]
+    return sums.reduce()
 
 
 if __name__ == "__main__":

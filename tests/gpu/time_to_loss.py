@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from held_out import REPOSITORY, losses_of, split_files
+from held_out import REPOSITORY, metrics_of, split_files
 
 WARM_UP_STEPS = 3
 KINDS = ("bf16", "fp8", "trl", "trl_grouped")
@@ -229,9 +229,9 @@ def measure(options: argparse.Namespace, curves: list[Curve]) -> None:
     adapters = [Path(name) for one in curves for name in one.adapters]
     flags = ["--max_seq_length", str(options.max_seq_length), "--device", options.device]
     rows = options.rows[1]
-    losses = iter(losses_of(adapters, model=options.model, rows=rows, work_dir=options.output_dir, flags=flags))
+    found = iter(metrics_of(adapters, model=options.model, rows=rows, work_dir=options.output_dir, flags=flags))
     for one in curves:
-        one.held_out = [next(losses) for _ in one.adapters]
+        one.held_out = [next(found)["loss"] for _ in one.adapters]
 
 
 def reach(values: list[Any], losses: list[float], target: float) -> float | None:

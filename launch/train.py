@@ -100,7 +100,7 @@ def check(config: Config, ranks: Ranks, compute: Compute) -> None:
     quiet_libraries(show_progress=ranks.is_main and sys.stderr.isatty())  # before bitsandbytes is imported
     from anima.evaluation.mmlu import read_choices
     from anima.model.base_model import load_settings, skeleton
-    from anima.model.compute import claim_device
+    from anima.model.compute import check_offload, claim_device
     from anima.model.lora import check_adapter, resolve_targets
     from anima.tracking.tracker import check_tracker
     from anima.train.run_folder import check_run_folder
@@ -113,6 +113,7 @@ def check(config: Config, ranks: Ranks, compute: Compute) -> None:
     if config.model.adapter_path is not None:
         check_adapter(config.lora, config.model.adapter_path)
     claim_device(compute, config.max_gpu_memory_gib)
+    check_offload(compute, config.optimization.recompute)
 
 
 def prepare_inputs(config: Config, method: Method) -> Inputs:

@@ -4,6 +4,7 @@ A field name is the flag, the YAML key and the sweep parameter. Checks that need
 themselves live in `__post_init__`; whatever needs a file, a device or a library is checked by its stage.
 """
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -176,11 +177,13 @@ class OptimizationConfig:
     recompute: str = "all"
     """Activations computed again in the backward pass: all (least memory), cheap (norms and the SwiGLU product,
     almost free), none, a number N: the first N layers as a whole, the cheap parts of the others; or auto: measured on
-    the GPU before the first step, as fast as its memory allows. Without effect on the result."""
+    the GPU before the first step, as fast as its memory allows. cheap/M, none/M, N/M: what M of the layers that are not
+    recomputed keep waits in pinned host memory (GPUs only). Without effect on the result."""
 
     def __post_init__(self) -> None:
-        known = self.recompute in ("auto", "all", "cheap", "none") or self.recompute.isdecimal()
-        _require(known, "unknown policy", "recompute", self.recompute, "auto, all, cheap, none, or a number of layers")
+        allowed = "auto, all, cheap, none, a number of layers, or one of the last three with /M"
+        known = re.fullmatch(r"auto|all|(cheap|none|\d+)(/\d+)?", self.recompute, re.ASCII) is not None
+        _require(known, "unknown policy", "recompute", self.recompute, allowed)
         _require(self.learning_rate > 0, "no learning", "learning_rate", self.learning_rate, "> 0")
         _require(0 <= self.warmup_ratio <= 1, "a share is 0 to 1", "warmup_ratio", self.warmup_ratio, "0 to 1")
         _require(self.num_train_epochs > 0, "no training", "num_train_epochs", self.num_train_epochs, "> 0")

@@ -171,3 +171,14 @@ def claim_device(compute: Compute, max_gpu_memory_gib: float | None) -> None:
             allowed=f"up to {total:.1f} GiB on {torch.cuda.get_device_name(compute.device)}",
         )
     torch.cuda.set_per_process_memory_fraction(max_gpu_memory_gib / total, compute.device)
+
+
+def check_offload(compute: Compute, recompute: str) -> None:
+    """Refuse host memory for activations where they lie there anyway, with a ConfigError."""
+    if "/" in recompute and compute.device.type != "cuda":
+        raise ConfigError(
+            "there is no GPU whose activations could wait in host memory",
+            where="--recompute",
+            got=recompute,
+            allowed=f"{recompute.partition('/')[0]} on a CPU",
+        )

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from bitsandbytes import matmul_4bit
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
 from anima.model import fp8
-from anima.model.nf4 import dequantize
+from anima.model.nf4 import BLOCK_SIZE, dequantize
 from anima.model.recompute import recipe_of
 
 
@@ -67,10 +68,21 @@ def fused_lora_linear(
         (…, out) of every projection, in the number format of x.
     """
     source = x if dropped is None else dropped
+    if not torch.is_grad_enabled():
+        outputs, _ = _forward(x, source, projections)
+        return tuple(outputs)
     weights = [weight for p in projections for weight in (p.a_weight, p.b_weight)]
-    frozen = [(p.base, p.scaling) for p in projections]
-    outputs: tuple[Tensor, ...] = _FusedLoraLinear.apply(x, source, frozen, *weights)  # type: ignore[no-untyped-call]
-    return outputs
+    trained: tuple[Tensor, ...] = _FusedLoraLinear.apply(x, source, projections, *weights)  # type: ignore[no-untyped-call]
+    return trained
+
+
+def _forward(x: Tensor, source: Tensor, projections: Sequence[Projection]) -> tuple[list[Tensor], Tensor]:
+    """(…, out) of every projection, and A d(x) of all, (tokens, r)."""
+    down_TR = source.reshape(-1, x.shape[-1]) @ _joined([p.a_weight for p in projections]).T
+    downs = down_TR.split([p.a_weight.shape[0] for p in projections], dim=1)
+    updates = [_Update(down, p.b_weight.T, p.scaling) for down, p in zip(downs, projections, strict=True)]
+    outputs = frozen_linear(x, [p.base for p in projections], updates)
+    return [output_TO.view(*x.shape[:-1], -1) for output_TO in outputs], down_TR
 
 
 def base_weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
@@ -103,11 +115,19 @@ def frozen_linear(x: Tensor, bases: Sequence[nn.Linear], updates: Sequence[_Upda
             output = fp8.product(rows, base, x.dtype)
             output = output if bias is None else output.add_(bias)
             outputs.append(output if update is None else update.add_to(output))
+        elif len(flat) == 1 and _multiplies_packed(base, x):
+            output = matmul_4bit(flat, base.weight.data.t(), base.weight.quant_state, bias=bias)  # type: ignore[attr-defined]
+            outputs.append(output if update is None else update.add_to(output))
         elif update is None:
             outputs.append(torch.nn.functional.linear(flat, base_weight(base, x.dtype), bias))
         else:
             outputs.append(update.product(bias).addmm_(flat, base_weight(base, x.dtype).T))
     return outputs
+
+
+def _multiplies_packed(base: nn.Linear, x: Tensor) -> bool:
+    """Whether bitsandbytes multiplies one row with the packed matrix itself here: a quarter of the memory to read."""
+    return x.is_cuda and isinstance(base, Linear4bit) and base.in_features % BLOCK_SIZE == 0
 
 
 def _input_gradient(gradients: Sequence[Tensor], bases: Sequence[nn.Linear], update: _Update | None) -> Tensor:
@@ -145,23 +165,18 @@ class _FusedLoraLinear(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401  (attributes of ours on torch's context)
         x: Tensor,
         source: Tensor,
-        frozen: list[tuple[nn.Linear, float]],
+        projections: Sequence[Projection],
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        a_weights, b_weights = weights[::2], weights[1::2]
-        bases = [base for base, _ in frozen]
-        ranks = [a.shape[0] for a in a_weights]
-        source_TI = source.reshape(-1, x.shape[-1])
-        down_TR = source_TI @ _joined(a_weights).T
-        pieces = zip(down_TR.split(ranks, dim=1), b_weights, frozen, strict=True)
-        outputs = frozen_linear(x, bases, [_Update(down, b_OR.T, scaling) for down, b_OR, (_, scaling) in pieces])
+        outputs, down_TR = _forward(x, source, projections)
         recipe = recipe_of(source)
-        kept = (source_TI,) if recipe is None else recipe.sources
+        kept = (source.reshape(-1, x.shape[-1]),) if recipe is None else recipe.sources
         ctx.save_for_backward(down_TR, *weights, *kept)
         ctx.remake = None if recipe is None else recipe.function
-        ctx.bases, ctx.scalings, ctx.ranks, ctx.shape = bases, [s for _, s in frozen], ranks, x.shape
+        ctx.bases, ctx.scalings = [p.base for p in projections], [p.scaling for p in projections]
+        ctx.ranks, ctx.shape = [p.a_weight.shape[0] for p in projections], x.shape
         ctx.shared = source is x
-        return tuple(output_TO.view(*x.shape[:-1], -1) for output_TO in outputs)
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401

@@ -37,24 +37,31 @@ def recipe_of(tensor: Tensor) -> Recipe | None:
     return getattr(tensor, _ATTRIBUTE, None)
 
 
-def num_recomputed_layers(policy: str, num_layers: int) -> int:
-    """Layers that are recomputed as a whole: all of them, none, or the first N."""
-    if policy.isdigit():
-        return min(int(policy), num_layers)
-    return num_layers if policy == "all" else 0
+def parse_policy(policy: str) -> tuple[str, int]:
+    """`cheap/30` is cheap with 30 layers in host memory; without a slash there are none.
+
+    Raises:
+        ValueError: it is no policy.
+    """
+    recompute, slash, away = policy.partition("/")
+    known = recompute in ("all", "cheap", "none") or recompute.isdecimal()
+    if not known or (slash and (recompute == "all" or not away.isdecimal())):
+        raise ValueError(policy)
+    return recompute, int(away or 0)
 
 
-def apply_policy(model: PreTrainedModel, policy: str, offload_layers: int = 0) -> None:
+def apply_policy(model: PreTrainedModel, policy: str) -> None:
     """Set a model up for all | cheap | none | N (the first N layers as a whole, the cheap parts of the others).
 
     Args:
         model: A transformers model whose decoder has `layers`.
-        policy: As in `--recompute`.
-        offload_layers: Of the layers that are not recomputed as a whole, how many wait in host memory.
+        policy: As in `--recompute`; behind a slash, how many of the layers that are not recomputed as a whole send
+            what they keep to host memory.
     """
+    recompute, offloaded = parse_policy(policy)
     decoder = model.get_decoder()
     layers = list(decoder.layers)
-    whole = num_recomputed_layers(policy, len(layers))
+    whole = min(int(recompute), len(layers)) if recompute.isdecimal() else len(layers) * (recompute == "all")
     if whole:
         options = {"use_reentrant": False}
         if hasattr(model, "activation_checkpointing_enable"):
@@ -65,10 +72,10 @@ def apply_policy(model: PreTrainedModel, policy: str, offload_layers: int = 0) -
         layer.gradient_checkpointing = index < whole
         for module in layer.modules():
             if isinstance(module, CheapToRecompute):
-                module.recompute_output = policy != "none" and index >= whole
+                module.recompute_output = recompute != "none" and index >= whole
     if previous := getattr(decoder, _OFFLOAD, None):
         previous.remove()
-    away = [layers[index] for index in spread(whole, len(layers), offload_layers)]
+    away = [layers[index] for index in spread(whole, len(layers), offloaded)]
     setattr(decoder, _OFFLOAD, HostOffload(away) if away else None)
 
 

@@ -4,6 +4,7 @@ A pass of T tokens takes a + b*T bytes and c + d*T seconds, both fitted for each
 measured. Knows neither where the figures come from nor what a layer is.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,10 @@ class Line:
     def at(self, x: float) -> float:
         """The value at `x`."""
         return self.at_zero + self.slope * x
+
+    def less(self, other: "Line", parts: int) -> "Line":
+        """One of `parts` equal parts of the difference."""
+        return Line((self.at_zero - other.at_zero) / parts, (self.slope - other.slope) / parts)
 
 
 def memory_line(points: Sequence[Point], at_zero: float = 0.0) -> Line:
@@ -99,9 +104,13 @@ class Costs:
 
     Args:
         measured: Recomputed layers -> passes of one size or more. Its largest key is "all of them".
+        away: A number of layers, and passes where these sent what they keep to host memory and none was recomputed;
+            each is taken to free the same bytes and to take the same time. None where it was not measured.
     """
 
-    def __init__(self, measured: Mapping[int, Sequence[Point]]) -> None:
+    def __init__(
+        self, measured: Mapping[int, Sequence[Point]], away: tuple[int, Sequence[Point]] | None = None
+    ) -> None:
         self._known = sorted(measured)
         self.all_layers = self._known[-1]
         least = measured[self.all_layers]
@@ -110,9 +119,25 @@ class Costs:
         self._time = {layers: time_line(points, time) for layers, points in measured.items()}
         self.fewest_layers = self._known[0]
         """Fewer could not be measured, so nothing is said about them."""
+        self.most_away, self._freed, self._slower = 0, Line(0.0, 0.0), Line(0.0, 0.0)
+        if away is not None and self.fewest_layers == 0:
+            self.most_away, passes = away
+            self._freed = self._memory[0].less(memory_line(passes, memory), self.most_away)
+            self._slower = time_line(passes, time).less(self._time[0], self.most_away)
 
-    def bytes(self, tokens: int, layers: int) -> float:
-        """Peak of a micro-batch of so many tokens with the first `layers` recomputed.
+    def bytes(self, tokens: int, layers: int, away: int = 0) -> float:
+        """Peak of a micro-batch of so many tokens with the first `layers` recomputed and `away` of the others in host
+        memory: never less than with all of them recomputed.
+        """
+        least = self._memory[self.all_layers].at(tokens)
+        return max(least, self._all_kept_here(tokens, layers) - self.host_bytes(tokens, away))
+
+    def host_bytes(self, tokens: int, away: int) -> float:
+        """Host memory that what `away` layers keep takes."""
+        return away * max(0.0, self._freed.at(tokens))
+
+    def _all_kept_here(self, tokens: int, layers: int) -> float:
+        """Bytes without host memory.
 
         Each layer more that is recomputed frees the same bytes, until the one layer that is being recomputed needs
         more than the kept ones: never less than with all of them. Between the last two measured numbers, where the
@@ -125,11 +150,12 @@ class Costs:
             return max(_straight(first, second, layers), self._memory[self.all_layers].at(tokens))
         return self._between(self._memory, tokens, layers, low, high)
 
-    def seconds(self, passes: int, tokens: int, layers: int) -> float:
+    def seconds(self, passes: int, tokens: int, layers: int, away: int = 0) -> float:
         """Time of `passes` micro-batches that hold `tokens` together."""
         low, high = self._around(layers)
         once = self._between(self._time, 0, layers, low, high)
-        return once * passes + self._between(self._time, tokens, layers, low, high) - once
+        waiting = away * max(0.0, self._slower.at_zero * passes + self._slower.slope * tokens)
+        return once * passes + self._between(self._time, tokens, layers, low, high) - once + waiting
 
     def _around(self, layers: int) -> tuple[int, int]:
         if not self.fewest_layers <= layers <= self.all_layers:
@@ -164,27 +190,35 @@ class Load:
 
 @dataclass(frozen=True)
 class Choice:
-    """A size of micro-batch and the layers to recompute, with the bytes and tokens/s (of all ranks) expected."""
+    """A size of micro-batch, the layers to recompute, those to send to host memory, with the bytes and tokens/s (of all
+    ranks) expected.
+    """
 
     tokens: int
     layers: int
     bytes: float
     speed: float
+    away: int = 0
 
 
-def choices(costs: Costs, loads: Mapping[int, Load], total_tokens: int) -> list[Choice]:
+def choices(costs: Costs, loads: Mapping[int, Load], total_tokens: int, host_room: float = math.inf) -> list[Choice]:
     """Everything there is to choose from.
 
     Args:
         costs: Of a micro-batch.
         loads: Tokens of a micro-batch, at most -> what the sampled steps then ask for.
         total_tokens: Of these steps, over all ranks.
+        host_room: Bytes of host memory that a rank may take.
     """
     found = []
     for tokens, load in loads.items():
         for layers in range(costs.fewest_layers, costs.all_layers + 1):
-            seconds = costs.seconds(load.passes, load.tokens, layers)
-            found.append(Choice(tokens, layers, costs.bytes(load.heaviest, layers), total_tokens / seconds))
+            for away in range(0, min(costs.most_away, costs.all_layers - layers) + 1, max(1, costs.most_away // 10)):
+                if costs.host_bytes(load.heaviest, away) > host_room:
+                    break
+                seconds = costs.seconds(load.passes, load.tokens, layers, away)
+                taken = costs.bytes(load.heaviest, layers, away)
+                found.append(Choice(tokens, layers, taken, total_tokens / seconds, away))
     return found
 
 
@@ -197,8 +231,8 @@ def best(candidates: Sequence[Choice], limit: float) -> Choice:
     return min((choice for choice in fitting if choice.speed >= NEAR * fastest), key=_smallest)
 
 
-def _smallest(choice: Choice) -> tuple[float, int, int]:
-    return choice.bytes, choice.tokens, choice.layers
+def _smallest(choice: Choice) -> tuple[float, int, int, int]:
+    return choice.bytes, choice.tokens, choice.layers, choice.away
 
 
 def sizes(longest: int, most: int) -> range:

@@ -4,15 +4,20 @@ Measures on examples of the run's first steps, chooses for these steps, and cuts
 only cuts.
 """
 
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import psutil
+
+from anima import distributed
 from anima.config.schema import Config
 from anima.data.batching import assign
 from anima.data.loader import EvalLoader, StepLoader
 from anima.data.order import IndexArray
 from anima.distributed import Ranks
+from anima.model.offload import HOST_SHARE
 from anima.model.packed import PackedModel
 from anima.model.recompute import apply_policy
 from anima.train.budget import Choice, Costs, Load, best, choices, sizes
@@ -106,12 +111,32 @@ class _Search:
             engine,
             setup.objective,
             self._packed,
-            lambda layers: apply_policy(network.causal_lm, policy_of(layers, self._num_layers)),
-            sorted({0, self._num_layers // 2, self._num_layers}),
+            lambda policy: apply_policy(network.causal_lm, policy),
+            list(dict.fromkeys(["all", *(policy_of(half, self._num_layers, away) for half, away in self._halves())])),
             longest=longest,
             most=min(most, given or most),
             gauge=gauge,
         )
+
+    def _halves(self) -> list[tuple[int, int]]:
+        """Layers to recompute, and to send away, of the policies that are measured beside `all`."""
+        half = self._num_layers // 2
+        return [(half, 0), (0, half), (0, 0)]
+
+    def _costs(self) -> Costs | None:
+        """What was measured, by layers; None if not even the smallest pass fitted."""
+        points, every = self._measured.points, self._num_layers
+        half = every // 2
+        by_layers = {layers: policy_of(layers, every) for layers in (0, half, every)}
+        found = {layers: points[policy] for layers, policy in by_layers.items() if policy in points}
+        away = points.get(policy_of(0, every, half)) if half else None
+        return Costs(found, None if away is None else (half, away)) if every in found else None
+
+    def _host_room(self) -> float:
+        """Host memory that a rank may take on the machine with the least for each of its ranks."""
+        everywhere = distributed.gather_objects((platform.node(), psutil.virtual_memory().available))
+        machines = [machine for machine, _ in everywhere]
+        return float(min(HOST_SHARE * free / machines.count(machine) for machine, free in everywhere))
 
     def _most(self) -> int:
         """Tokens of the largest micro-batch of the sampled steps if memory were endless."""
@@ -150,16 +175,16 @@ class _Search:
 
     def fitted(self, limit: float | None = None) -> Fitted:
         """Choose within `limit` bytes for a pass, at first all there are, and put the choice into force."""
-        measured, every = self._measured, self._num_layers
+        measured, costs = self._measured, self._costs()
         smaller: Callable[[], Fitted] | None = None
-        costs = Costs(measured.points) if every in measured.points else None
         if costs is None:
             plan = Plan(
                 self._sizes[0], "all", f"--recompute auto: {_NOTHING} {_tokens(self._sizes[0])}, all recomputed"
             )
         else:
             room = (1 - MARGIN) * measured.capacity - measured.before if limit is None else limit
-            options = choices(costs, self._loads(costs, room), sum(int(lengths.sum()) for lengths in self._lengths()))
+            total = sum(int(lengths.sum()) for lengths in self._lengths())
+            options = choices(costs, self._loads(costs, room), total, self._host_room())
             choice = best(options, room)
             plan = _plan(choice, options, room, costs, measured)
             less = LESS * (measured.before + choice.bytes) - measured.before
@@ -213,9 +238,13 @@ def _first_steps(config: Config, ranks: Ranks, setup: Setup) -> list[IndexArray]
     return [loader.rows(step, num_train_epochs=epochs) for step in range(count)]
 
 
-def policy_of(layers: int, num_layers: int) -> str:
-    """What `apply_policy` calls the first `layers` recomputed as a whole, the cheap parts of the others."""
-    return "all" if layers == num_layers else str(layers) if layers else "cheap"
+def policy_of(layers: int, num_layers: int, away: int = 0) -> str:
+    """What `--recompute` calls the first `layers` recomputed as a whole, the cheap parts of the others, and `away` of
+    these in host memory.
+    """
+    if layers == num_layers:
+        return "all"
+    return (str(layers) if layers else "cheap") + (f"/{away}" if away else "")
 
 
 def _plan(choice: Choice, options: Sequence[Choice], limit: float, costs: Costs, measured: Measured) -> Plan:
@@ -225,14 +254,17 @@ def _plan(choice: Choice, options: Sequence[Choice], limit: float, costs: Costs,
     layers = {0: "only the cheap parts", every: f"all {every} layers"}.get(
         choice.layers, f"{choice.layers} of {every} layers"
     )
-    what = f"{_tokens(choice.tokens)}, {layers} recomputed"
+    host = f", what {choice.away} layers keep in host memory" if choice.away else ""
+    what = f"{_tokens(choice.tokens)}, {layers} recomputed{host}"
     if choice.bytes > limit:
         why = f"--recompute auto: nothing fits by measure; the smallest is tried: {what}, {memory}"
     else:
         speed = f"{choice.speed:,.0f} tokens/s expected before the optimizer's part"
         why = f"--recompute auto: {what}: {speed}, {memory}{_others(choice, options, limit, every)}"
-    policy = policy_of(choice.layers, every)
-    return Plan(choice.tokens, policy, why, lambda tokens: measured.before + costs.bytes(tokens, choice.layers))
+    policy = policy_of(choice.layers, every, choice.away)
+    return Plan(
+        choice.tokens, policy, why, lambda tokens: measured.before + costs.bytes(tokens, choice.layers, choice.away)
+    )
 
 
 def _tokens(tokens: int) -> str:
@@ -243,10 +275,10 @@ def _others(choice: Choice, options: Sequence[Choice], limit: float, every: int)
     """The best of both ends, in parentheses."""
     told = []
     for layers, name in ((0, "cheap"), (every, "all")):
-        fitting = [option for option in options if option.layers == layers and option.bytes <= limit]
+        fitting = [o for o in options if o.layers == layers and not o.away and o.bytes <= limit]
         if not fitting:
             told.append(f"{name} does not fit")
-        elif choice.layers != layers:
+        elif (choice.layers, choice.away) != (layers, 0):
             other = best(fitting, limit)
             told.append(f"{name} at {other.tokens:,}: {other.speed:,.0f} tokens/s")
     return f" ({'; '.join(told)})" if told else ""

@@ -84,13 +84,13 @@ class Measured:
     """What the passes took.
 
     Attributes:
-        points: Recomputed layers -> passes that ran; numbers of layers of which none ran are left out.
+        points: Policy -> passes that ran; policies under which none ran are left out.
         before: Bytes that are taken without a pass, with the moments that the first step will create; the points count
             from here. Of the rank with the most.
         capacity: Bytes that a process may take in all, on the rank with the least.
     """
 
-    points: dict[int, list[Point]]
+    points: dict[str, list[Point]]
     before: int
     capacity: int
 
@@ -99,8 +99,8 @@ def measure(
     engine: Engine,
     objective: Objective[Any],
     packed: Callable[[int], Any],
-    recompute: Callable[[int], None],
-    layers: Sequence[int],
+    apply: Callable[[str], None],
+    policies: Sequence[str],
     *,
     longest: int,
     most: int,
@@ -112,8 +112,8 @@ def measure(
         engine: In train mode.
         objective: The loss.
         packed: A micro-batch of real examples of at most so many tokens, the same on every rank.
-        recompute: Sets the number of layers that are recomputed.
-        layers: The numbers of recomputed layers to measure.
+        apply: Puts a policy of `--recompute` into force.
+        policies: To measure; those that take the least memory first.
         longest: Tokens of the longest example.
         most: Tokens of the largest micro-batch that could be of use.
         gauge: Of the engine's device.
@@ -123,17 +123,17 @@ def measure(
     before, moments = gauge.allocated(), engine.missing_moment_bytes()
     room = min(distributed.gather_objects(gauge.room() - moments))  # for measuring; communication takes some later
     small = min(max(longest, SMALL_TOKENS), most)
-    points: dict[int, list[Point]] = {}
+    points: dict[str, list[Point]] = {}
     with discarded(engine):
-        for number in sorted(layers, reverse=True):  # the least memory first
-            recompute(number)
+        for policy in policies:
+            apply(policy)
             if not points:  # compiles kernels, and leaves gradients behind, which passes of the training find as well
                 run_pass(engine, objective, batch(min(small, FEWEST_TOKENS)))
-            points[number] = _climb(engine, objective, batch, small, most, room, before, gauge)
+            points[policy] = _climb(engine, objective, batch, small, most, room, before, gauge)
     batch.cache_clear()
     release(engine.device)
     everywhere = distributed.gather_objects((before + moments, gauge.allocated() + gauge.room()))
-    ran = {number: measured for number, measured in points.items() if measured}
+    ran = {policy: measured for policy, measured in points.items() if measured}
     return Measured(ran, max(taken for taken, _ in everywhere), min(most for _, most in everywhere))
 
 

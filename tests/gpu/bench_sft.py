@@ -29,7 +29,7 @@ from anima.data.encode import IGNORE_INDEX, TokenSequence
 from anima.model.base_model import fingerprint, load_base
 from anima.model.compute import choose_compute, claim_device
 from anima.model.lora import attach_lora, compute_in_fp8, trainable_parameters
-from anima.model.packed import PackedModel
+from anima.model.packed import PackedModel, generating
 from anima.model.recompute import apply_policy
 from anima.objectives.sft import SupervisedFineTuning
 from anima.train.engine import Engine
@@ -47,6 +47,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="timed steps, after one of warm-up")
     parser.add_argument("--lora_r", type=int, default=64)
     parser.add_argument("--max_gpu_memory_gib", type=float)
+    parser.add_argument(
+        "--generate", nargs="*", type=int, default=[], help="also time answers, by batch, after the runs"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--profile", nargs="*", default=[], help="runs of which the kernels of a step are printed")
     options = parser.parse_args()
@@ -73,6 +76,9 @@ def main() -> None:
         print(json.dumps(results[-1]), flush=True)
         if run in options.profile and "out_of_memory" not in result:
             profile(engine, int(budget), options.sequences)
+    for batch in options.generate:
+        results.append({"generate": batch, "tokens_per_second": round(generate(engine, batch), 1)})
+        print(json.dumps(results[-1]), flush=True)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
     distributed.stop()
@@ -133,8 +139,7 @@ def step_batches(budget: int, sequences: int, seed: int) -> tuple[list[Any], int
 
 def measure(engine: Engine, policy: str, budget: int, sequences: int, steps: int) -> dict[str, Any]:
     """Median seconds of an optimizer step, tokens/s over all timed steps, peak memory; or where it ran out."""
-    recompute, _, away = policy.partition("/")
-    apply_policy(engine.network.causal_lm, recompute, int(away or 0))  # type: ignore[union-attr, arg-type]
+    apply_policy(engine.network.causal_lm, policy)  # type: ignore[union-attr, arg-type]
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -173,6 +178,29 @@ def measure(engine: Engine, policy: str, budget: int, sequences: int, steps: int
         "micro_batches": len(batches),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
     }
+
+
+def generate(engine: Engine, batch: int) -> float:
+    """Tokens a second of greedy answers of 48 tokens to prompts of 128, adapter in force."""
+    engine.eval_mode()
+    model = engine.network.causal_lm  # type: ignore[union-attr]
+    prompts = torch.randint(4, 32000, (batch, 128), device="cuda")
+    seconds = []
+    with generating(model), torch.no_grad():  # type: ignore[arg-type]
+        for number in (8, 56):
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            model.generate(  # type: ignore[operator, union-attr]
+                input_ids=prompts,
+                attention_mask=torch.ones_like(prompts),
+                min_new_tokens=number,
+                max_new_tokens=number,
+                do_sample=False,
+                pad_token_id=0,
+            )
+            torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+    return batch * 48 / (seconds[1] - seconds[0])
 
 
 def gemm_ceiling() -> float:

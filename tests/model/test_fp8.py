@@ -114,7 +114,7 @@ KERNELS = """
 import torch
 from test_fp8 import nf4, relative
 from anima.model import fp8, fp8_kernels
-from anima.model.nf4 import unpack
+from anima.model.nf4 import dequantize, unpack
 
 
 def same_but_for_ties(got, expected):
@@ -135,6 +135,9 @@ for columns, rows, nested in ((192, 128, True), (192, 128, False), (320, 80, Tru
         expected = fp8.weight_by_torch(layer, scales, transposed=flip)
         assert got.shape == expected.shape
         same_but_for_ties(got, expected)
+    state.dtype = torch.float32
+    assert torch.equal(unpack(packed, state, torch.float32), dequantize(packed, state))
+    assert torch.equal(unpack(packed, state, torch.float32, transposed=True), dequantize(packed, state).T)
 for rows, columns in ((1, 16), (7, 200), (33, 1024)):
     values = torch.randn(rows, columns)
     values[0] = 0

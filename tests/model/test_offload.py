@@ -48,7 +48,7 @@ def test_gradients_have_the_same_bits(tiny_llama_dir: Path, monkeypatch: pytest.
     results = []
     num_layers = len(base.get_decoder().layers)
     for count in (0, num_layers):
-        apply_policy(network.causal_lm, policy, count)
+        apply_policy(network.causal_lm, f"{policy}/{count}")
         for _ in range(2):  # the second pass finds what the first one left
             network.zero_grad()
             network(*row).square().sum().backward()
@@ -71,9 +71,9 @@ def test_too_much_for_the_host_is_out_of_memory(tiny_llama_dir: Path, monkeypatc
         ModelConfig(model_name_or_path=str(tiny_llama_dir)), Compute(torch.device("cpu"), torch.float32, "test")
     )
     network = PackedModel(attach_lora(base, LoraConfig(lora_r=4), dtype=torch.float32, seed=3), "none").train()
-    apply_policy(network.causal_lm, "none", 1)
+    apply_policy(network.causal_lm, "none/1")
     row = (torch.ones(1, 8, dtype=torch.long), torch.arange(8)[None], torch.tensor([0, 8], dtype=torch.int32), (8,))
     with pytest.raises(torch.OutOfMemoryError, match="host memory"):
         network(*row)
-    apply_policy(network.causal_lm, "none", 0)
+    apply_policy(network.causal_lm, "none")
     network(*row).sum().backward()

@@ -1,6 +1,8 @@
 """Forward and backward passes that leave no trace: to learn what they cost, or that they fit into memory.
 
-The loss is turned into a NaN: then every gradient is, and DeepSpeed itself skips the step and drops all it has.
+In the end every gradient becomes a NaN: then DeepSpeed itself skips the step and drops all it has. Until then they are
+real, because a GPU at the limit of its power computes faster with numbers that are all alike.
+
 A pass that runs out of memory does not end the others: ranks can agree on what to do before any gradient travels.
 """
 
@@ -22,9 +24,10 @@ def discarded(engine: Engine) -> Iterator[None]:
     random = saving.random_state(engine.device)
     with engine.accumulating():
         yield
-        for parameter in engine.network.parameters():
-            if parameter.requires_grad and parameter.grad is None:  # not reached: a pass ran out of memory
-                parameter.grad = torch.full_like(parameter, float("nan"))
+        for parameter in (parameter for parameter in engine.network.parameters() if parameter.requires_grad):
+            if parameter.grad is None:  # not reached: a pass ran out of memory
+                parameter.grad = torch.empty_like(parameter)
+            parameter.grad.fill_(float("nan"))
     if not engine.step(0.0).skipped:
         raise AssertionError("a step of NaN was not skipped")
     saving.set_random_state(random, engine.device)
@@ -33,8 +36,8 @@ def discarded(engine: Engine) -> Iterator[None]:
 def run_pass(engine: Engine, objective: Objective[Any], batch: Any) -> bool:  # noqa: ANN401  (the objective's)
     """Forward and backward of a micro-batch within `discarded`; False if this rank's memory did not suffice."""
     try:
-        output = objective(engine, batch.to(engine.device))
-        engine.backward(output.loss_sum * float("nan"), torch.ones((), device=engine.device))
+        weight = torch.tensor(max(1.0, float(objective.weight(batch))), device=engine.device)
+        engine.backward(objective(engine, batch.to(engine.device)).loss_sum, weight)
     except torch.OutOfMemoryError:
         return False
     return True

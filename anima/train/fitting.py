@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import psutil
+import torch
 
 from anima import distributed
 from anima.config.schema import Config
@@ -17,6 +18,7 @@ from anima.data.batching import assign
 from anima.data.loader import EvalLoader, StepLoader
 from anima.data.order import IndexArray
 from anima.distributed import Ranks
+from anima.errors import OutOfMemory
 from anima.model.offload import HOST_SHARE
 from anima.model.packed import PackedModel
 from anima.model.recompute import apply_policy
@@ -56,6 +58,9 @@ def fit(
         network: Whose layers are recomputed.
         tell: Prints a line on the main rank.
         gauge: Reads the memory; None: that of the engine's device.
+
+    Raises:
+        OutOfMemory: not even a step without activations fits.
     """
     longest = _longest(setup)
     tokens, recompute = config.batch.tokens_unmeasured(longest), config.optimization.recompute
@@ -70,7 +75,14 @@ def fit(
         return _cut(config, ranks, setup, Plan(tokens, "all", why))
     engine.train_mode()
     began = time.perf_counter()
-    search = _Search(config, ranks, setup, engine, network, gauge)
+    try:
+        search = _Search(config, ranks, setup, engine, network, gauge)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            f"rank {ranks.rank} has no memory for the gradients of the adapter",
+            got="out of memory at the end of a step, without any activations",
+            fix="a smaller --lora_r; more GPUs, which share optimizer state and gradients; or a smaller base",
+        ) from error
     tell(f"--recompute auto: passes measured in {time.perf_counter() - began:.1f} s")
     return search.fitted()
 

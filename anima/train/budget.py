@@ -60,6 +60,18 @@ def time_line(points: Sequence[Point], at_zero: float = 0.0) -> Line:
     return line if line.slope >= 0 else Line(seconds, 0.0)
 
 
+def time_like(long: Sequence[Point], points: Sequence[Point]) -> Line:
+    """Seconds by tokens, where `long` are passes under another policy.
+
+    If those reach far beyond `points`, their line is taken, for a multiple: the slope of two short passes is noise.
+    """
+    pattern, last = time_line(long), max(points, key=lambda point: point.tokens)
+    if 2 * last.tokens >= max(point.tokens for point in long):
+        return time_line(points, pattern.at_zero)
+    factor = last.seconds / pattern.at(last.tokens)
+    return Line(factor * pattern.at_zero, factor * pattern.slope)
+
+
 def _line(points: Sequence[tuple[int, float]], at_zero: float) -> Line:
     *_, (x, y) = ordered = sorted(points)
     others = [point for point in ordered if point[0] < x]
@@ -114,16 +126,16 @@ class Costs:
         self._known = sorted(measured)
         self.all_layers = self._known[-1]
         least = measured[self.all_layers]
-        memory, time = memory_line(least).at_zero, time_line(least).at_zero
+        memory = memory_line(least).at_zero
         self._memory = {layers: memory_line(points, memory) for layers, points in measured.items()}
-        self._time = {layers: time_line(points, time) for layers, points in measured.items()}
+        self._time = {layers: time_like(least, points) for layers, points in measured.items()}
         self.fewest_layers = self._known[0]
         """Fewer could not be measured, so nothing is said about them."""
         self.most_away, self._freed, self._slower = 0, Line(0.0, 0.0), Line(0.0, 0.0)
         if away is not None and self.fewest_layers == 0:
             self.most_away, passes = away
             self._freed = self._memory[0].less(memory_line(passes, memory), self.most_away)
-            self._slower = time_line(passes, time).less(self._time[0], self.most_away)
+            self._slower = time_like(least, passes).less(self._time[0], self.most_away)
 
     def bytes(self, tokens: int, layers: int, away: int = 0) -> float:
         """Peak of a micro-batch of so many tokens with the first `layers` recomputed and `away` of the others in host

@@ -2,7 +2,20 @@
 
 import pytest
 
-from anima.train.budget import Choice, Costs, Line, Load, Point, best, choices, memory_line, next_size, sizes, time_line
+from anima.train.budget import (
+    Choice,
+    Costs,
+    Line,
+    Load,
+    Point,
+    best,
+    choices,
+    memory_line,
+    next_size,
+    sizes,
+    time_like,
+    time_line,
+)
 
 LAYERS = 10
 
@@ -153,3 +166,39 @@ def test_one_size_borrows_what_does_not_grow_from_passes_that_recompute_all() ->
 def test_memory_is_that_of_the_largest_micro_batch_there_is() -> None:
     options = choices(measured(0, 5, 10), {9000: Load(1, 6000, 6000)}, 6000)
     assert best(options, 480_100) == Choice(9000, 0, 480_100, 6000 / 70)
+
+
+def test_short_passes_take_the_shape_of_long_ones() -> None:
+    long = [Point(4000, 1, 14.0), Point(8000, 1, 24.0)]  # 4 s and 2.5 s a thousand
+    assert time_like(long, [Point(500, 1, 3.0), Point(1000, 1, 3.25)]) == Line(2.0, 0.00125)  # half of it at 1000
+    assert time_like(long, [Point(2000, 1, 5.0), Point(4000, 1, 9.0)]) == Line(1.0, 0.002)  # their own
+
+
+def away_of(tokens: int, away: int) -> Point:
+    """Of a layer that is away nothing stays; what it keeps travels in 0.1 s a thousand tokens."""
+    here = pass_of(tokens, 0)
+    return Point(tokens, here.bytes - away * 8 * tokens, here.seconds + away * 0.1 * tokens / 1000)
+
+
+@pytest.mark.parametrize(
+    ("limit", "host_room", "expected"),
+    [
+        # 10,000 tokens at once with 5 layers away: 100 + 10,000 * 40 bytes, 110 + 5 s. Recomputing 5 instead takes
+        # 450,100 bytes and 125 s.
+        (400_100, 1e9, (10_000, 0, 5)),
+        # Room for 4 of them on the host: 10,000 * (80 - 4 * 8 - N * 7) must be at most 400,000: N = 2, 110 + 4 + 6 s.
+        (400_100, 320_000, (10_000, 2, 4)),
+        # All fits, but one travels: 1 % of speed is given for memory, and it takes 1 of 110 s.
+        (800_100, 1e9, (10_000, 0, 1)),
+    ],
+)
+def test_layers_go_away_before_they_are_recomputed(
+    limit: int, host_room: float, expected: tuple[int, int, int]
+) -> None:
+    kept = {number: [pass_of(1000, number), pass_of(2000, number)] for number in (0, 5, 10)}
+    costs = Costs(kept, (5, [away_of(1000, 5), away_of(2000, 5)]))
+    assert costs.host_bytes(3000, 2) == pytest.approx(48_000)
+    assert costs.seconds(3, 7000, 0, 4) == pytest.approx(30 + 70 + 2.8)
+    choice = best(choices(costs, steps_of_10000_tokens(1000, 10_000), 10_000, host_room), limit)
+    assert (choice.tokens, choice.layers, choice.away) == expected
+    assert choice.bytes <= limit

@@ -1,11 +1,12 @@
-"""Which examples each optimizer step holds, and this rank's micro-batches of them. No state: a step is a function
-of (seed, number of the step), so resuming is starting at that number. Ranks arrive as plain integers.
+"""Which examples each optimizer step holds, and this rank's micro-batches of them. A step is a function of (seed,
+number of the step), so resuming is starting at that number. Ranks arrive as plain integers.
 
 An example is what `global_batch_size` counts and what stays together: a sequence, or a pair of them.
 """
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Generic, Protocol, TypeVar
 
@@ -60,7 +61,8 @@ class StepLoader(Generic[Batch]):
     """The steps of a run.
 
     All epochs' orders, one behind the other, make an endless stream; step s holds its positions
-    [s * global_batch_size, (s + 1) * global_batch_size), and so may reach from one epoch into the next.
+    [s * global_batch_size, (s + 1) * global_batch_size), and so may reach from one epoch into the next. A thread
+    prepares the step behind the one that was asked for, so that the device does not wait.
 
     Args:
         dataset: The training set.
@@ -94,6 +96,8 @@ class StepLoader(Generic[Batch]):
         self._packing = packing
         self._rank = rank
         self._world_size = world_size
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._ahead: tuple[tuple[int, float | None], Future[list[Batch]]] | None = None
         self._order = lru_cache(maxsize=2)(lambda epoch: shuffled(len(dataset), seed, EPOCH_ORDER, epoch))
 
     def num_steps(self, num_train_epochs: float) -> int:
@@ -110,6 +114,13 @@ class StepLoader(Generic[Batch]):
         Raises:
             IndexError: The stream ends before this step.
         """
+        wanted, ahead = (index, num_train_epochs), self._ahead
+        found = ahead[1].result() if ahead and ahead[0] == wanted else self._prepare(*wanted)
+        following = (index + 1, num_train_epochs)
+        self._ahead = following, self._thread.submit(self._prepare, *following)  # behind the last, nobody looks at it
+        return found
+
+    def _prepare(self, index: int, num_train_epochs: float | None) -> list[Batch]:
         rows = self.rows(index, num_train_epochs=num_train_epochs)
         lengths = self._dataset.lengths[rows]
         shares = assign(

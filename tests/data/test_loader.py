@@ -1,5 +1,6 @@
 """Steps as functions of (seed, number): the same rows on any number of ranks, each row as often as epochs say."""
 
+import threading
 from collections import Counter
 from typing import Any
 
@@ -159,3 +160,25 @@ def test_the_probe_is_the_same_for_any_ranks_and_budget(dataset: TokenizedDatase
     probes = [_loader(dataset, rank, 2, micro_batch_tokens=budget).probe() for rank in (0, 1) for budget in (16, 40)]
     assert all(probe.input_ids.tolist() == probes[0].input_ids.tolist() for probe in probes)
     assert probes[0].num_scored == 1
+
+
+def test_the_step_behind_is_prepared_by_a_thread(dataset: TokenizedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = [_rows(_loader(dataset).step(step, num_train_epochs=1)) for step in range(5)]
+    loader, here = _loader(dataset), []
+    original = TokenizedDataset.batch
+
+    def watched(self: TokenizedDataset, indices: Any) -> MicroBatch:
+        here.append(threading.current_thread() is threading.main_thread())
+        return original(self, indices)
+
+    monkeypatch.setattr(TokenizedDataset, "batch", watched)
+    seen = []
+    for step in range(5):
+        seen.append(_rows(loader.step(step, num_train_epochs=1)))
+        loader._thread.submit(int).result()  # the thread is through with the step behind
+    assert seen == plain
+    assert here[0] is True
+    assert here[-1] is False
+    assert 0 < here.count(True) < here.count(False)  # only the first step was prepared when it was asked for
+    with pytest.raises(IndexError, match="no step 5"):
+        loader.step(5, num_train_epochs=1)

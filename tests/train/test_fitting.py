@@ -98,11 +98,11 @@ def nothing_to_measure_but_a_size(found: dict[str, Any]) -> None:
 
 
 def all_the_memory_in_the_world(found: dict[str, Any]) -> None:
-    """One pass of 2880 tokens: 3.88 s, and 1 + 2.88 * 3 s with all recomputed; 70,000 * 3072 bytes and 6 MB."""
+    """One pass of 2880 tokens: 3.88 s, and twice that with all recomputed; 70,000 * 3072 bytes and 6 MB."""
     assert found["plan"] == (3072, "cheap")
     assert found["policy"] == 0
     assert "3,072 tokens a micro-batch, only the cheap parts recomputed: 742 tokens/s expected" in found["why"]
-    assert found["why"].endswith("0.2 of 0.9 GiB (all at 3,072: 299 tokens/s)")
+    assert found["why"].endswith("0.2 of 0.9 GiB (all at 3,072: 371 tokens/s)")
     sizes = {layers: sorted({size for n, size in found["measured"] if n == layers}) for layers in (0, 1, 2)}
     assert sizes == {0: [1020, 2040, 2550], 1: [1020, 2040, 2550], 2: [240, 1020, 2040, 2550]}
     assert found["said"][-1] == "heaviest micro-batch of the run: 2,880 tokens; it fits"
@@ -110,12 +110,12 @@ def all_the_memory_in_the_world(found: dict[str, Any]) -> None:
 
 def as_worked_out_by_hand(found: dict[str, Any]) -> None:
     """96 % of 80 MB less 5: 71.8 MB for a pass. All kept: 512 tokens, 6 passes, 6 + 2.88 s. One layer recomputed: 1536
-    tokens (62.4 MB), 2 passes, 2 + 5.76 s. Both: one pass, 1 + 8.64 s.
+    tokens (62.4 MB), 2 passes, 1.5 * (2 + 2.88) s. Both: one pass, 2 * (1 + 2.88) s.
     """
     assert found["plan"] == (1536, "1")
     assert found["policy"] == 1
-    assert "1,536 tokens a micro-batch, 1 of 2 layers recomputed: 371 tokens/s" in found["why"]
-    assert found["why"].endswith("(cheap at 512: 324 tokens/s; all at 3,072: 299 tokens/s)")
+    assert "1,536 tokens a micro-batch, 1 of 2 layers recomputed: 393 tokens/s" in found["why"]
+    assert found["why"].endswith("(cheap at 512: 324 tokens/s; all at 3,072: 371 tokens/s)")
 
 
 def only_the_layers_for_a_given_size(found: dict[str, Any]) -> None:
@@ -128,12 +128,12 @@ def only_the_layers_for_a_size_that_is_never_filled(found: dict[str, Any]) -> No
 
 
 def a_second_plan(found: dict[str, Any]) -> None:
-    """60 MB are left: 1440 tokens of the first plan take 63.6. The next may take 60.7, and 1024 tokens 47."""
-    assert found["plan"] == (1024, "1")
+    """60 MB are left: 1440 tokens of the first plan take 63.6. The next may take 60.7: all at once takes 36.7."""
+    assert found["plan"] == (3072, "all")
     *_, failed, why, fits = found["said"]
     assert failed.startswith("rank 0 ran out of memory before the first step")
     assert failed.endswith("once more with 10 % less memory")
-    assert "1,024 tokens a micro-batch, 1 of 2 layers" in why
+    assert "3,072 tokens a micro-batch, all 2 layers" in why
     assert "it fits" in fits
 
 
@@ -157,7 +157,7 @@ def without_packing(found: dict[str, Any]) -> None:
 
 
 def test_two_ranks_choose_alike(run_ranks: RunRanks, tiny_llama_dir: Path) -> None:
-    """Each has 1440 tokens a step: one pass with a layer recomputed, 1 + 2.88 s; 3 passes without, 3 + 1.44 s."""
+    """Each has 1440 tokens a step: one pass with a layer recomputed, 1.5 * 2.44 s; 3 passes without, 3 + 1.44 s."""
     unlike: Cases = [([1000e6, 80e6], 1.0, 0, True), ([800e6, 80e6], 0.75, 0, True), ([800e6, 80e6], 0.1, 0, True)]
     cases: Cases = [(None, 1.0, 0, True), *unlike, ([1000e6, 70e6], 1.0, 0, True)]
     first, second = run_ranks(fit_and_train, 2, str(tiny_llama_dir), cases)
@@ -168,7 +168,7 @@ def test_two_ranks_choose_alike(run_ranks: RunRanks, tiny_llama_dir: Path) -> No
     # 1020 tokens without recomputation fail on the second rank, so on both half of that comes next, then a quarter.
     assert list(dict.fromkeys(size for layers, size in tight["measured"] if layers == 0)) == [1020, 510, 240]
     assert least["plan"] == second[1]["plan"] == (1536, "1")
-    assert "742 tokens/s" in least["why"]
+    assert "787 tokens/s" in least["why"]
     assert again["plan"] == second[2]["plan"]
     assert again["plan"] != least["plan"]
     assert again["said"][-3].startswith("rank 1 ran out of memory")

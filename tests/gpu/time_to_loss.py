@@ -71,6 +71,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: does this script run?")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.steps <= WARM_UP_STEPS or options.steps % options.measure_every:
+        parser.error(f"--steps must be a multiple of --measure_every, and more than {WARM_UP_STEPS}")
     options.output_dir = options.output_dir.resolve()
     options.model = str(Path(options.model).resolve())
     options.rows = split_files(options.files, options.output_dir / "rows", options.held_out_share)
@@ -213,7 +215,7 @@ def curve(
     return Curve(
         kind=kind,
         steps=[0, *steps],
-        seconds=[0.0, *(clock[step] + WARM_UP_STEPS * pace for step in steps)],
+        seconds=[0.0, *(min(step, WARM_UP_STEPS) * pace + max(0.0, clock[step]) for step in steps)],
         tokens=[sum(step_tokens[:step]) for step in (0, *steps)],
         adapters=[str(options.output_dir / "start"), *adapters.values()],
         first_loss=first_loss,

@@ -154,7 +154,8 @@ def run_ours(options: argparse.Namespace, kind: str) -> Curve:
         *("--lora_r", str(options.lora_r), "--lora_alpha", str(2 * options.lora_r), "--max_grad_norm", "1.0"),
         *("--learning_rate", str(options.learning_rate), "--lr_scheduler_type", options.lr_scheduler_type),
         *("--warmup_ratio", str(options.warmup_ratio), "--max_steps", str(options.steps), "--sample_prompts"),
-        *("--save_steps", str(options.measure_every), "--save_total_limit", "1000", "--tracker", "jsonl"),
+        *("--save_steps", str(options.measure_every), "--tracker", "jsonl"),
+        *("--save_total_limit", str(len(measured_steps(options)))),
         *("--output_dir", str(folder), "--device", options.device),
     ]
     run(command, options.output_dir / f"{kind}.log")

@@ -71,6 +71,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: does this script run?")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.steps <= WARM_UP_STEPS or options.steps % options.measure_every:
+        parser.error(f"--steps must be a multiple of --measure_every, and more than {WARM_UP_STEPS}")
     options.output_dir = options.output_dir.resolve()
     options.model = str(Path(options.model).resolve())
     options.rows = split_files(options.files, options.output_dir / "rows", options.held_out_share)
@@ -152,7 +154,8 @@ def run_ours(options: argparse.Namespace, kind: str) -> Curve:
         *("--lora_r", str(options.lora_r), "--lora_alpha", str(2 * options.lora_r), "--max_grad_norm", "1.0"),
         *("--learning_rate", str(options.learning_rate), "--lr_scheduler_type", options.lr_scheduler_type),
         *("--warmup_ratio", str(options.warmup_ratio), "--max_steps", str(options.steps), "--sample_prompts"),
-        *("--save_steps", str(options.measure_every), "--save_total_limit", "1000", "--tracker", "jsonl"),
+        *("--save_steps", str(options.measure_every), "--tracker", "jsonl"),
+        *("--save_total_limit", str(len(measured_steps(options)))),
         *("--output_dir", str(folder), "--device", options.device),
     ]
     run(command, options.output_dir / f"{kind}.log")
@@ -213,7 +216,7 @@ def curve(
     return Curve(
         kind=kind,
         steps=[0, *steps],
-        seconds=[0.0, *(clock[step] + WARM_UP_STEPS * pace for step in steps)],
+        seconds=[0.0, *(min(step, WARM_UP_STEPS) * pace + max(0.0, clock[step]) for step in steps)],
         tokens=[sum(step_tokens[:step]) for step in (0, *steps)],
         adapters=[str(options.output_dir / "start"), *adapters.values()],
         first_loss=first_loss,

@@ -47,8 +47,7 @@ def test_the_ancestors_recipe_is_kept() -> None:
     assert (config.optimization.lr_scheduler_type, config.optimization.warmup_ratio) == ("constant", 0.03)
     assert (config.lora.lora_r, config.lora.lora_alpha, config.lora.lora_dropout) == (64, 16, 0)
     assert len(config.output.sample_prompts) == 3
-    # A whole step of the longest sequences fits into one micro-batch.
-    assert config.batch.micro_batch_tokens == config.batch.global_batch_size * config.data.sequence_limit
+    assert (config.batch.micro_batch_tokens, config.optimization.recompute) == (0, "auto")
 
 
 def test_the_ancestors_preference_recipe_is_kept() -> None:

@@ -41,10 +41,12 @@ def gradient(model_dir: str, dtype: str, budget: int, packing: bool, optimizer: 
     from anima.model.lora import attach_lora, lora_b_parameters, trainable_parameters
     from anima.model.packed import PackedModel
     from anima.objectives.sft import SupervisedFineTuning
+    from anima.train import engine as engine_file
     from anima.train.engine import Engine
     from anima.train.metrics import MetricSums
     from anima.train.step import train_step
 
+    engine_file._PIECE = 1000  # the norm in several pieces, as that of a large adapter
     ranks = read_ranks()
     compute = Compute(torch.device("cpu"), getattr(torch, dtype), "test")
     base = load_base(ModelConfig(model_name_or_path=model_dir), compute)

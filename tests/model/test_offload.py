@@ -1,20 +1,53 @@
 """Activations that go away and come back: the same bits, each tensor once, nothing left behind."""
 
 import gc
+import re
 import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
-from anima.config.schema import LoraConfig, ModelConfig
+from anima.config.schema import LoraConfig, ModelConfig, OptimizationConfig
+from anima.errors import ConfigError
 from anima.model import offload
 from anima.model.base_model import load_base
-from anima.model.compute import Compute
+from anima.model.compute import Compute, check_offload
 from anima.model.lora import attach_lora, lora_b_parameters, trainable_parameters
 from anima.model.offload import spread
 from anima.model.packed import PackedModel
-from anima.model.recompute import apply_policy
+from anima.model.recompute import apply_policy, parse_policy
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("all", ("all", 0)),
+        ("cheap/30", ("cheap", 30)),
+        ("none/1", ("none", 1)),
+        ("10", ("10", 0)),
+        ("10/24", ("10", 24)),
+    ],
+)
+def test_a_policy_names_what_is_recomputed_and_how_many_layers_go_away(policy: str, expected: tuple[str, int]) -> None:
+    assert parse_policy(policy) == expected
+    OptimizationConfig(recompute=policy)
+
+
+@pytest.mark.parametrize("policy", ["all/3", "auto/3", "cheap/", "/3", "cheap/x", "-1", "cheap/-1", "most"])
+def test_other_policies_are_refused(policy: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(policy)):
+        parse_policy(policy)
+    with pytest.raises(ConfigError, match="unknown policy"):
+        OptimizationConfig(recompute=policy)
+
+
+def test_without_a_gpu_nothing_can_go_away() -> None:
+    cpu = Compute(torch.device("cpu"), torch.float32, "test")
+    with pytest.raises(ConfigError, match="no GPU") as caught:
+        check_offload(cpu, "cheap/30")
+    assert caught.value.allowed == "cheap on a CPU"
+    check_offload(cpu, "cheap")
 
 
 def test_layers_are_spread_and_the_last_stays() -> None:

@@ -5,10 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel
 
 from anima.errors import ModelError
+from anima.model.lora import use_fused_layers
 
 
 class Adapters:
@@ -59,8 +60,10 @@ class Adapters:
 
     def _load(self, name: str, folder: Path) -> None:
         if self._adapted is None:
+            config = PeftConfig.from_pretrained(str(folder))
+            use_fused_layers(config)  # answers are computed as the training was
             self._adapted = PeftModel.from_pretrained(
-                self._base, str(folder), adapter_name=name, autocast_adapter_dtype=False
+                self._base, str(folder), adapter_name=name, config=config, autocast_adapter_dtype=False
             )
         else:
             self._adapted.load_adapter(str(folder), adapter_name=name, autocast_adapter_dtype=False)

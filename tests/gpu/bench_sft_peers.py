@@ -160,8 +160,14 @@ def run_peer(peer: str, options: argparse.Namespace, folder: Path) -> dict[str, 
         done = subprocess.run(command, cwd=folder, env={**os.environ, **OFFLINE}, check=False)
         lines = json.loads(report.read_text("utf-8")) if done.returncode == 0 else [{"failed": done.returncode}]
         tried += [{"gradient_checkpointing": checkpointing, **line} for line in lines]
+    found = [line.pop("versions") for line in tried if "versions" in line]
     fastest = max(tried, key=lambda line: float(line.get("tokens_per_second", 0)))
-    return {"peer": peer, **(fastest if "tokens_per_second" in fastest else {}), "tried": tried}
+    return {
+        "peer": peer,
+        **(fastest if "tokens_per_second" in fastest else {}),
+        "versions": found[0] if found else {},
+        "tried": tried,
+    }
 
 
 def ratios(ours: Sequence[dict[str, Any]], peers: Sequence[dict[str, Any]]) -> dict[str, Any]:

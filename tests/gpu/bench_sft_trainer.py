@@ -176,6 +176,7 @@ def settings(options: argparse.Namespace, steps: int, on_gpu: bool) -> Any:
         packing=False,
         train_sampling_strategy="sequential",  # rows were grouped by length before
         use_liger_kernel=on_gpu and options.peer == "trl" and importlib.util.find_spec("liger_kernel") is not None,
+        disable_tqdm=True,
         logging_strategy="no",
         logging_nan_inf_filter=False,
         report_to="none",

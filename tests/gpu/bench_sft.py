@@ -6,26 +6,26 @@
 Random weights in NF4, LoRA on all linear layers, sequence lengths drawn from the ancestor's data (log-normal fits to
 its quantiles, cut at 512 + 512), real DeepSpeed ZeRO-2 and paged 8-bit AdamW. One line a run `recompute:tokens`;
 `cheap/30:8192` lets 30 layers wait in host memory; `cheap:4096:fp8` computes in fp8, and such runs come last.
+`--against trl unsloth` runs these on the same sequences afterwards (bench_sft_peers.py; --model llama-33b-8-layers).
 """
 
 import argparse
 import gc
 import json
-import math
-import random
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from bench_sft_peers import add_flags, compare, failures, in_own_process, refuse
+from bench_sft_sequences import step_rows
 from transformers import AutoConfig
 
 from anima import distributed
 from anima.config.schema import LoraConfig, ModelConfig, OptimizationConfig
 from anima.data.batching import assign, collate
-from anima.data.encode import IGNORE_INDEX, TokenSequence
 from anima.model.base_model import fingerprint, load_base
 from anima.model.compute import choose_compute, claim_device
 from anima.model.lora import attach_lora, compute_in_fp8, trainable_parameters
@@ -39,20 +39,33 @@ from anima.train.step import train_step
 
 
 def main() -> None:
-    """Build the model once, time every run, print a table."""
+    """Time our runs, then the peers that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="shape folder")
+    add_flags(parser)
     parser.add_argument("--runs", nargs="+", required=True, metavar="RECOMPUTE[/OFFLOAD]:TOKENS[:fp8]")
-    parser.add_argument("--sequences", type=int, default=64, help="of one optimizer step")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps, after one of warm-up")
-    parser.add_argument("--lora_r", type=int, default=64)
-    parser.add_argument("--max_gpu_memory_gib", type=float)
     parser.add_argument(
         "--generate", nargs="*", type=int, default=[], help="also time answers, by batch, after the runs"
     )
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--profile", nargs="*", default=[], help="runs of which the kernels of a step are printed")
     options = parser.parse_args()
+    refuse(parser, options)
+    results = in_own_process(run_ours, options) if options.against else run_ours(options)
+    save(results, options.json)
+    if options.against:
+        results += compare(options, results)
+        save(results, options.json)
+    if failures(results):
+        sys.exit(1)
+
+
+def save(results: list[dict[str, Any]], path: Path | None) -> None:
+    """What was measured so far, if a file was asked for."""
+    if path:
+        path.write_text(json.dumps(results, indent=1))
+
+
+def run_ours(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Build the model once, time every run, print a line for each."""
     compute = choose_compute("cuda", "bf16", 0)
     claim_device(compute, options.max_gpu_memory_gib)
     distributed.start(distributed.Ranks(), compute.device)
@@ -79,9 +92,8 @@ def main() -> None:
     for batch in options.generate:
         results.append({"generate": batch, "tokens_per_second": round(generate(engine, batch), 1)})
         print(json.dumps(results[-1]), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1))
     distributed.stop()
+    return results
 
 
 def build(model: str, lora_r: int, compute: Any) -> Engine:
@@ -110,28 +122,9 @@ def build(model: str, lora_r: int, compute: Any) -> Engine:
     return Engine(network, optimizer, settings, distributed.Ranks(), fingerprint)
 
 
-def draw_lengths(count: int, seed: int) -> list[tuple[int, int]]:
-    """(source, target) tokens: log-normals through the ancestor's quantiles (.8: 188 and 222, .95: 396 and 491)."""
-    generator = random.Random(seed)
-
-    def draw(median: float, sigma: float, low: int) -> int:
-        return max(low, min(512, int(math.exp(generator.gauss(median, sigma)))))
-
-    return [
-        (draw(math.log(188) - 0.8416 * 0.9294, 0.9294, 8), draw(math.log(222) - 0.8416 * 0.9905, 0.9905, 4))
-        for _ in range(count)
-    ]
-
-
 def step_batches(budget: int, sequences: int, seed: int) -> tuple[list[Any], int]:
     """Micro-batches of one step and their tokens."""
-    generator = np.random.default_rng(seed)
-    rows = []
-    for source, target in draw_lengths(sequences, seed):
-        ids = generator.integers(4, 32000, source + target).astype(np.int32)
-        labels = ids.copy()
-        labels[:source] = IGNORE_INDEX
-        rows.append(TokenSequence(ids, labels))
+    rows = step_rows(sequences, seed)
     lengths = [len(row) for row in rows]
     shares = assign(lengths, world_size=1, micro_batch_tokens=budget, packing=True)[0]
     return [collate([rows[i] for i in part]) for part in shares], sum(lengths)

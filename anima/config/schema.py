@@ -4,12 +4,12 @@ A field name is the flag, the YAML key and the sweep parameter. Checks that need
 themselves live in `__post_init__`; whatever needs a file, a device or a library is checked by its stage.
 """
 
-import re
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from anima.config.benchmarks import BenchmarkConfig
 from anima.config.checks import require as _require
+from anima.config.policy import is_policy
 from anima.config.preference import ConversationFormat, PairFormat, PreferenceConfig, check_objective
 
 DatasetFormat = Literal["auto", ConversationFormat, PairFormat]
@@ -182,7 +182,7 @@ class OptimizationConfig:
 
     def __post_init__(self) -> None:
         allowed = "auto, all, cheap, none, a number of layers, or one of the last three with /M"
-        known = re.fullmatch(r"auto|all|(cheap|none|\d+)(/\d+)?", self.recompute, re.ASCII) is not None
+        known = self.recompute == "auto" or is_policy(self.recompute)
         _require(known, "unknown policy", "recompute", self.recompute, allowed)
         _require(self.learning_rate > 0, "no learning", "learning_rate", self.learning_rate, "> 0")
         _require(0 <= self.warmup_ratio <= 1, "a share is 0 to 1", "warmup_ratio", self.warmup_ratio, "0 to 1")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from anima.config.policy import parse_policy
 from anima.errors import ConfigError
 
 BF16_COMPUTE_CAPABILITY = (8, 0)
@@ -175,10 +176,10 @@ def claim_device(compute: Compute, max_gpu_memory_gib: float | None) -> None:
 
 def check_offload(compute: Compute, recompute: str) -> None:
     """Refuse host memory for activations where they lie there anyway, with a ConfigError."""
-    if "/" in recompute and compute.device.type != "cuda":
+    if recompute != "auto" and parse_policy(recompute)[1] and compute.device.type != "cuda":
         raise ConfigError(
             "there is no GPU whose activations could wait in host memory",
             where="--recompute",
             got=recompute,
-            allowed=f"{recompute.partition('/')[0]} on a CPU",
+            allowed=f"{parse_policy(recompute)[0]} on a CPU",
         )

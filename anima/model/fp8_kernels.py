@@ -1,7 +1,7 @@
 """Triton kernel of the fp8 products: rows of activations to e4m3.
 
-Imported only where they run (a GPU, or Triton's interpreter in the tests); `anima.model.fp8` holds the same arithmetic
-in torch, which is their reference and what a CPU computes.
+Imported only where it runs (a GPU, or Triton's interpreter in the tests); `anima.model.fp8` holds the same arithmetic
+in torch, which is its reference and what a CPU computes.
 """
 
 import torch

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from anima.config.policy import parse_policy
 from anima.model.offload import HostOffload, spread
 
 _ATTRIBUTE = "anima_recipe"
@@ -35,19 +36,6 @@ def with_recipe(tensor: Tensor, function: Callable[..., Tensor], *sources: Tenso
 def recipe_of(tensor: Tensor) -> Recipe | None:
     """How to make `tensor` again; None if it has to be kept."""
     return getattr(tensor, _ATTRIBUTE, None)
-
-
-def parse_policy(policy: str) -> tuple[str, int]:
-    """`cheap/30` is cheap with 30 layers in host memory; without a slash there are none.
-
-    Raises:
-        ValueError: it is no policy.
-    """
-    recompute, slash, away = policy.partition("/")
-    known = recompute in ("all", "cheap", "none") or recompute.isdecimal()
-    if not known or (slash and (recompute == "all" or not away.isdecimal())):
-        raise ValueError(policy)
-    return recompute, int(away or 0)
 
 
 def apply_policy(model: PreTrainedModel, policy: str) -> None:

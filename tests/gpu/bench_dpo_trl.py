@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 PAIRS = 16
 WARM_UP_STEPS = 2
@@ -42,21 +43,12 @@ def save_checkpoint(shape: Path, folder: Path) -> None:
             torch.cuda.empty_cache()
 
 
-def run(options: argparse.Namespace) -> None:
-    """Train, and write what was measured."""
-    import pyarrow
+def load_nf4(folder: Path) -> Any:
+    """A 16-bit folder quantised to NF4 as PEFT's users load it; bf16, torch's attention."""
     import torch
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
-    from trl import DPOConfig, DPOTrainer
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    folder: Path = options.work_dir / "trl-checkpoint"
-    save_checkpoint(options.shape_dir, folder)
-    rows = [json.loads(line) for line in (options.work_dir / "trl_pairs.jsonl").read_text("utf-8").splitlines()]
-    mean_tokens = sum(row.pop("tokens") for row in rows) / len(rows)
-    gpu = torch.cuda.is_available()
-    model = AutoModelForCausalLM.from_pretrained(
+    return AutoModelForCausalLM.from_pretrained(
         folder,
         quantization_config=BitsAndBytesConfig(
             load_in_4bit=True,
@@ -65,9 +57,26 @@ def run(options: argparse.Namespace) -> None:
             bnb_4bit_compute_dtype=torch.bfloat16,
         ),
         dtype=torch.bfloat16,
-        device_map={"": 0 if gpu else "cpu"},
+        device_map={"": 0 if torch.cuda.is_available() else "cpu"},
         attn_implementation="sdpa",
     )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train, and write what was measured."""
+    import pyarrow
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoTokenizer, TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    folder: Path = options.work_dir / "trl-checkpoint"
+    save_checkpoint(options.shape_dir, folder)
+    rows = [json.loads(line) for line in (options.work_dir / "trl_pairs.jsonl").read_text("utf-8").splitlines()]
+    mean_tokens = sum(row.pop("tokens") for row in rows) / len(rows)
+    gpu = torch.cuda.is_available()
+    model = load_nf4(folder)
     settings = DPOConfig(
         output_dir=str(options.work_dir / "trl-run"),
         per_device_train_batch_size=options.micro_batch,

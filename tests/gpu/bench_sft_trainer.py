@@ -49,22 +49,10 @@ def main() -> None:
 
 def load_trl(options: argparse.Namespace) -> tuple[Any, Any]:
     """The base in NF4 as PEFT's users load it, and the adapter that SFTTrainer shall put on it."""
-    import torch
+    from bench_dpo_trl import load_nf4
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    model = AutoModelForCausalLM.from_pretrained(
-        options.work_dir / "checkpoint",
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        ),
-        dtype=torch.bfloat16,
-        device_map={"": 0 if torch.cuda.is_available() else "cpu"},
-        attn_implementation="sdpa",
-    )
+    model = load_nf4(options.work_dir / "checkpoint")
     adapter = LoraConfig(r=options.lora_r, lora_alpha=ALPHA, bias="none", task_type="CAUSAL_LM", target_modules=MODULES)
     return model, adapter
 

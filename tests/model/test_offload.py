@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from anima.config.policy import parse_policy
 from anima.config.schema import LoraConfig, ModelConfig, OptimizationConfig
 from anima.errors import ConfigError
 from anima.model import offload
@@ -16,7 +17,7 @@ from anima.model.compute import Compute, check_offload
 from anima.model.lora import attach_lora, lora_b_parameters, trainable_parameters
 from anima.model.offload import spread
 from anima.model.packed import PackedModel
-from anima.model.recompute import apply_policy, parse_policy
+from anima.model.recompute import apply_policy
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from conftest import ZERO_2
 
 from anima.config.schema import (
     BatchConfig,
@@ -36,14 +37,6 @@ PER_TOKEN = {2: 10_000, 1: 40_000, 0: 70_000}
 """Bytes a token by recomputed layers of the two."""
 BEFORE, ALWAYS = 5 * MB, 1 * MB
 """What is taken without a pass, and what any pass takes."""
-SETTINGS = {
-    "train_micro_batch_size_per_gpu": 1,
-    "gradient_accumulation_steps": 1,
-    "zero_optimization": {"stage": 2, "contiguous_gradients": False, "reduce_bucket_size": 10_000},
-    "zero_allow_untested_optimizer": True,
-    "communication_data_type": "fp32",
-    "data_types": {"grad_accum_dtype": "fp32"},
-}
 
 
 class MadeUpGpu:
@@ -65,7 +58,7 @@ class MadeUpGpu:
         self.network = PackedModel(lora, "all")
         parameters = trainable_parameters(self.network).values()
         optimizer = build_optimizer(parameters, OptimizationConfig(learning_rate=1e-2))
-        self.engine = Engine(self.network, optimizer, SETTINGS, read_ranks(), fingerprint)
+        self.engine = Engine(self.network, optimizer, ZERO_2, read_ranks(), fingerprint)
         self.engine.train_mode()
         list(lora_b_parameters(self.network).values())[7].register_hook(self._last_straw)
 

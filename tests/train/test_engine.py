@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import RunRanks
+from conftest import ZERO_2, RunRanks
 
 LENGTHS = (3, 40, 17, 5, 29, 11, 8, 23)
 
@@ -55,15 +55,7 @@ def gradient(model_dir: str, dtype: str, budget: int, packing: bool, optimizer: 
     for parameter in lora_b_parameters(network).values():
         parameter.data.normal_(0, 0.02, generator=generator)
     parameters = list(trainable_parameters(network).values())
-    settings = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "zero_optimization": {"stage": 2, "contiguous_gradients": False, "reduce_bucket_size": 10_000},
-        "zero_allow_untested_optimizer": True,
-        "communication_data_type": "fp32",
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "bf16": {"enabled": dtype == "bfloat16"},
-    }
+    settings = {**ZERO_2, "bf16": {"enabled": dtype == "bfloat16"}}
     client = torch.optim.SGD(parameters, lr=1.0)
     engine = Engine(network, client, settings, ranks, fingerprint)
     engine.train_mode()

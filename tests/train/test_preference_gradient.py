@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import RunRanks
+from conftest import ZERO_2, RunRanks
 
 LENGTHS = ((3, 4, 30), (20, 11, 2), (9, 8, 9), (1, 25, 40), (14, 2, 6))
 """Prompt, chosen and rejected answer of each pair, tokens."""
@@ -70,16 +70,7 @@ def gradient(model_dir: str, budget: int, packing: bool) -> dict[str, Any]:
         said = pair_logps(NetworkPolicy(network), collate_pairs(rows))
     known = torch.stack((said.chosen, said.rejected), 1)
     parameters = list(trainable_parameters(network).values())
-    settings = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": 0.0,
-        "zero_optimization": {"stage": 2, "contiguous_gradients": False, "reduce_bucket_size": 10_000},
-        "zero_allow_untested_optimizer": True,
-        "communication_data_type": "fp32",
-        "data_types": {"grad_accum_dtype": "fp32"},
-    }
-    engine = Engine(network, torch.optim.SGD(parameters, lr=1.0), settings, ranks, fingerprint)
+    engine = Engine(network, torch.optim.SGD(parameters, lr=1.0), ZERO_2, ranks, fingerprint)
     engine.train_mode()
     zero = engine._engine.optimizer
     before = zero.single_partition_of_fp32_groups[0].clone()

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from conftest import RunRanks
+from conftest import ZERO_2, RunRanks
 
 
 def train_twice(model_dir: str) -> list[dict[str, Any]]:
@@ -28,14 +28,6 @@ def train_twice(model_dir: str) -> list[dict[str, Any]]:
     from anima.train.run import Plan
     from anima.train.step import GradientProbe, train_step
 
-    settings = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "zero_optimization": {"stage": 2, "contiguous_gradients": False, "reduce_bucket_size": 10_000},
-        "zero_allow_untested_optimizer": True,
-        "communication_data_type": "fp32",
-        "data_types": {"grad_accum_dtype": "fp32"},
-    }
     results = []
     for rehearsed in (False, True):
         compute = Compute(torch.device("cpu"), torch.float32, "test")
@@ -43,7 +35,7 @@ def train_twice(model_dir: str) -> list[dict[str, Any]]:
         lora = attach_lora(base, LoraConfig(lora_r=16, lora_dropout=0.2), dtype=compute.dtype, seed=1)
         network = PackedModel(lora, "all")
         optimizer = build_optimizer(trainable_parameters(network).values(), OptimizationConfig(learning_rate=1e-2))
-        engine = Engine(network, optimizer, settings, read_ranks(), fingerprint)
+        engine = Engine(network, optimizer, ZERO_2, read_ranks(), fingerprint)
         engine.train_mode()
         ids = np.arange(10, 40, dtype=np.int32)
         batches = [collate([TokenSequence(ids[:length], ids[:length])]) for length in (30, 12)]

@@ -2,7 +2,8 @@
 
 A weight goes from its NF4 nibbles to e4m3 when it is needed and is never kept; one scale a matrix. Activations and
 incoming gradients get one scale a row. Nothing saturates: each scale is the largest magnitude over 448 (Micikevicius et
-al. 2022, e4m3). LoRA, norms, attention and loss stay in bf16.
+al. 2022, e4m3). LoRA, norms, attention and loss stay in bf16; LoRA's update joins the product before it is rounded,
+because added to a rounded output most of a small update is lost, and with it what the training has learned so far.
 """
 
 import copy
@@ -35,6 +36,8 @@ class WeightScales:
     """The scale for every output, (1, out)."""
     columns: Tensor
     """The scale for every input, (1, in)."""
+    one: Tensor
+    """For products that are scaled later, fp32 scalar."""
 
 
 def uses_fp8(base: nn.Module) -> bool:
@@ -92,6 +95,55 @@ def product(rows: tuple[Tensor, Tensor], base: nn.Linear, dtype: torch.dtype) ->
     scales: WeightScales = getattr(base, _ATTRIBUTE)
     weight = weight_in_fp8(base, scales, transposed=False)
     return _scaled_product(rows[0], weight, rows[1], scales.rows, dtype)
+
+
+def updated_product(
+    rows: tuple[Tensor, Tensor],
+    base: nn.Linear,
+    left_TR: Tensor,
+    right_RO: Tensor,
+    scaling: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """x W^T + b + scaling x left @ right, added up in fp32 and rounded once.
+
+    Args:
+        rows: x, (tokens, in), as `quantize_rows` gives it.
+        base: A layer that `enable_fp8` set up.
+        left_TR: (tokens, r).
+        right_RO: (r, out).
+        scaling: Factor of the update.
+        dtype: Of the result.
+
+    Returns:
+        (tokens, out).
+    """
+    scales: WeightScales = getattr(base, _ATTRIBUTE)
+    weight = weight_in_fp8(base, scales, transposed=False)
+    bias = None if base.bias is None else base.bias.data
+    if weight.is_cuda:
+        from anima.model import fp8_kernels
+
+        raw: Tensor = torch._scaled_mm(
+            rows[0], weight.t(), scale_a=scales.one, scale_b=scales.one, out_dtype=torch.float32, use_fast_accum=True
+        )
+        return fp8_kernels.finish_product(raw, rows[1], scales.rows, bias, left_TR, right_RO, scaling, dtype)
+    raw = rows[0].float() @ weight.float().T
+    return updated_by_torch(raw, rows[1], scales.rows, bias, left_TR, right_RO, scaling).to(dtype)
+
+
+def updated_by_torch(
+    raw_TO: Tensor,
+    row_scales: Tensor,
+    column_scales: Tensor,
+    bias: Tensor | None,
+    left_TR: Tensor,
+    right_RO: Tensor,
+    scaling: float,
+) -> Tensor:
+    """The reference of the kernel, in fp32."""
+    output = raw_TO * row_scales * column_scales + scaling * (left_TR.float() @ right_RO.float())
+    return output if bias is None else output + bias.float()
 
 
 def product_transposed(gradient_TO: Tensor, base: nn.Linear) -> Tensor:
@@ -154,6 +206,7 @@ def _scales(base: Linear4bit) -> WeightScales:
         inverse=(1 / scale).reshape(()),
         rows=scale.expand(1, out_features).contiguous(),
         columns=scale.expand(1, in_features).contiguous(),
+        one=torch.ones_like(scale).reshape(()),
     )
 
 

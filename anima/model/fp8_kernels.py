@@ -1,4 +1,4 @@
-"""Triton kernel of the fp8 products: rows of activations to e4m3.
+"""Triton kernels of the fp8 products: rows of activations to e4m3, and scales, bias and LoRA's update onto a product.
 
 Imported only where it runs (a GPU, or Triton's interpreter in the tests); `anima.model.fp8` holds the same arithmetic
 in torch, which is its reference and what a CPU computes.
@@ -31,3 +31,106 @@ def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
         values, output, scales, num_columns, COLUMNS=triton.next_power_of_2(num_columns), num_warps=8
     )
     return output, scales
+
+
+@triton.jit
+def _finish(
+    raw,
+    row_scales,
+    column_scales,
+    bias,
+    left,
+    right,
+    output,
+    scaling,
+    num_rows,
+    num_columns,
+    left_stride,
+    right_stride,
+    NUM_RANKS: tl.constexpr,
+    BIASED: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    RANKS: tl.constexpr,
+):
+    """One tile of ROWS x COLUMNS; `right` holds one row an output."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    update = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for first in range(0, NUM_RANKS, RANKS):
+        rank = first + tl.arange(0, RANKS)
+        lefts = tl.load(
+            left + row.to(tl.int64)[:, None] * left_stride + rank[None, :],
+            mask=(row < num_rows)[:, None] & (rank < NUM_RANKS)[None, :],
+            other=0.0,
+        )
+        rights = tl.load(
+            right + column[:, None] * right_stride + rank[None, :],
+            mask=(column < num_columns)[:, None] & (rank < NUM_RANKS)[None, :],
+            other=0.0,
+        )
+        update = tl.dot(lefts, tl.trans(rights), update)
+    inside = (row < num_rows)[:, None] & (column < num_columns)[None, :]
+    place = row.to(tl.int64)[:, None] * num_columns + column[None, :]
+    value = tl.load(raw + place, mask=inside, other=0.0)
+    value = value * tl.load(row_scales + row, mask=row < num_rows, other=0.0)[:, None]
+    value = value * tl.load(column_scales + column, mask=column < num_columns, other=0.0)[None, :] + scaling * update
+    if BIASED:
+        value += tl.load(bias + column, mask=column < num_columns, other=0.0).to(tl.float32)[None, :]
+    tl.store(output + place, value.to(output.dtype.element_ty), mask=inside)
+
+
+def finish_product(
+    raw_TO: Tensor,
+    row_scales: Tensor,
+    column_scales: Tensor,
+    bias: Tensor | None,
+    left_TR: Tensor,
+    right_RO: Tensor,
+    scaling: float,
+    dtype: torch.dtype,
+    tile: tuple[int, int, int] = (128, 128, 8),
+) -> Tensor:
+    """`fp8.updated_by_torch`, rounded once to `dtype`.
+
+    Args:
+        raw_TO: Product of e4m3 values, fp32.
+        row_scales: fp32 (tokens, 1).
+        column_scales: fp32 (1, out).
+        bias: (out,) or None.
+        left_TR: (tokens, r), neighbours of a row beside each other.
+        right_RO: (r, out), neighbours of a column beside each other: a transposed B.
+        scaling: Factor of the update.
+        dtype: Of the result.
+        tile: Rows, columns, warps of a tile.
+
+    Returns:
+        (tokens, out).
+    """
+    num_rows, num_columns = raw_TO.shape
+    num_ranks = left_TR.shape[1]
+    right_OR = right_RO.T
+    assert left_TR.stride(1) == right_OR.stride(1) == 1
+    output = torch.empty((num_rows, num_columns), dtype=dtype, device=raw_TO.device)
+    rows, columns, warps = tile
+    _finish[triton.cdiv(num_rows, rows), triton.cdiv(num_columns, columns)](
+        raw_TO,
+        row_scales,
+        column_scales,
+        raw_TO if bias is None else bias,
+        left_TR,
+        right_OR,
+        output,
+        scaling,
+        num_rows,
+        num_columns,
+        left_TR.stride(0),
+        right_OR.stride(0),
+        NUM_RANKS=num_ranks,
+        BIASED=bias is not None,
+        ROWS=rows,
+        COLUMNS=columns,
+        RANKS=min(64, max(16, triton.next_power_of_2(num_ranks))),
+        num_warps=warps,
+    )
+    return output

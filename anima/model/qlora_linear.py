@@ -96,7 +96,8 @@ def base_weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
 def frozen_linear(x: Tensor, bases: Sequence[nn.Linear], updates: Sequence[_Update] | None = None) -> list[Tensor]:
     """W x + b of frozen layers, in bf16 or fp8 as each layer is set up, and their LoRA updates; not differentiable.
 
-    A product in bf16 reads what it adds to while it computes, so it comes last; one in fp8 cannot, so it comes first.
+    Updates join a product before it is rounded, where small ones would be lost: a product in bf16 adds to them while it
+    computes, one in fp8 is finished with them by a kernel of ours.
 
     Args:
         x: (…, in).
@@ -112,9 +113,11 @@ def frozen_linear(x: Tensor, bases: Sequence[nn.Linear], updates: Sequence[_Upda
         update = None if updates is None else updates[index]
         if fp8.uses_fp8(base):
             rows = rows or fp8.quantize_rows(flat)
-            output = fp8.product(rows, base, x.dtype)
-            output = output if bias is None else output.add_(bias)
-            outputs.append(output if update is None else update.add_to(output))
+            if update is None:
+                output = fp8.product(rows, base, x.dtype)
+                outputs.append(output if bias is None else output.add_(bias))
+            else:
+                outputs.append(fp8.updated_product(rows, base, update.left, update.right, update.scaling, x.dtype))
         elif len(flat) == 1 and _multiplies_packed(base, x):
             output = matmul_4bit(flat, base.weight.data.t(), base.weight.quant_state, bias=bias)  # type: ignore[attr-defined]
             outputs.append(output if update is None else update.add_to(output))
@@ -132,7 +135,8 @@ def _multiplies_packed(base: nn.Linear, x: Tensor) -> bool:
 
 def _input_gradient(gradients: Sequence[Tensor], bases: Sequence[nn.Linear], update: _Update | None) -> Tensor:
     """The sum of gradient_i W_i and of the update: (tokens, out_i) to (tokens, in)."""
-    total = None if update is None else update.product()
+    update_last = fp8.uses_fp8(bases[0])  # its product cannot add to anything
+    total = None if update is None or update_last else update.product()
     for gradient, base in zip(gradients, bases, strict=True):
         if fp8.uses_fp8(base):
             part = fp8.product_transposed(gradient, base)
@@ -141,7 +145,7 @@ def _input_gradient(gradients: Sequence[Tensor], bases: Sequence[nn.Linear], upd
             weight = base_weight(base, gradient.dtype)
             total = gradient @ weight if total is None else total.addmm_(gradient, weight)
     assert total is not None
-    return total
+    return update.add_to(total) if update is not None and update_last else total
 
 
 def _wide_product(left: Tensor, right: Tensor) -> Tensor:

@@ -64,7 +64,10 @@ def test_the_fused_layer_takes_the_fp8_products_and_keeps_lora_exact() -> None:
     plain = fused_lora_linear(x, [Projection(layer, a, b, 0.5)])[0]
     fp8.enable_fp8(nn.ModuleList([layer]), [layer])
     output = fused_lora_linear(x, [Projection(layer, a, b, 0.5)])[0]
-    base = fp8.product(fp8.quantize_rows(x.reshape(-1, 192)), layer, x.dtype).view(3, 20, -1) + layer.bias
+    rows, scales = fp8.quantize_rows(x.detach().reshape(-1, 192))
+    weight_scales: fp8.WeightScales = layer.anima_fp8  # type: ignore[assignment]
+    weight = fp8.weight_by_torch(layer, weight_scales, transposed=False).float() * weight_scales.rows.T
+    base = ((rows.float() * scales) @ weight.T).view(3, 20, -1) + layer.bias
     lora = 0.5 * (x @ a.T) @ b.T
     torch.testing.assert_close(output, base + lora, rtol=1e-5, atol=1e-5)
     assert 0 < relative(output, plain) < 0.04
@@ -75,6 +78,22 @@ def test_the_fused_layer_takes_the_fp8_products_and_keeps_lora_exact() -> None:
     torch.testing.assert_close(gradients[0].reshape(-1, 192), expected_x.detach(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(gradients[1], (0.5 * (flat @ b).T @ flat_x).detach(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(gradients[2], (0.5 * flat.T @ (flat_x @ a.T)).detach(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("in_fp8", [False, True])
+def test_an_update_far_below_the_rounding_of_an_output_is_not_lost(in_fp8: bool) -> None:
+    layer = nf4(in_features=64, out_features=64)
+    if in_fp8:
+        fp8.enable_fp8(nn.ModuleList([layer]), [layer])
+    x = torch.randn(4000, 64).bfloat16()
+    a, b = torch.randn(8, 64).bfloat16(), 1e-5 * torch.randn(64, 8).bfloat16()
+    with_update, without = (
+        fused_lora_linear(x, [Projection(layer, a, b_weight, 1.0)])[0].float() for b_weight in (b, torch.zeros_like(b))
+    )
+    update = (x.float() @ a.float().T) @ b.float().T
+    assert update.abs().mean() < 2**-9 * without.abs().mean() / 4  # half a unit of the last place: 2^-9 to 2^-8
+    kept = float(((with_update - without) * update).sum() / update.square().sum())
+    assert abs(kept - 1) < 0.15
 
 
 def test_an_input_that_several_layers_share_is_quantised_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +163,13 @@ for rows, columns in ((1, 16), (7, 200), (33, 1024)):
     got, expected = fp8_kernels.quantize_rows(values), fp8.rows_by_torch(values)
     torch.testing.assert_close(got[1], expected[1], rtol=1e-6, atol=0)
     same_but_for_ties(got[0], expected[0])
+for tokens, outputs, ranks, bias in ((5, 48, 8, True), (130, 144, 64, False), (16, 16, 80, True)):
+    raw, row_scales, column_scales = 1e4 * torch.randn(tokens, outputs), torch.rand(tokens, 1), torch.rand(1, outputs)
+    left, right = torch.randn(tokens, 2 * ranks)[:, ranks:], torch.randn(outputs, ranks).T
+    given = (raw, row_scales, column_scales, torch.randn(outputs) if bias else None, left, right, 3e3)
+    torch.testing.assert_close(
+        fp8_kernels.finish_product(*given, torch.float32), fp8.updated_by_torch(*given), rtol=1e-4, atol=1e-1
+    )
 print("kernels agree")
 """
 

@@ -81,39 +81,16 @@ def enable_fp8(model: nn.Module, layers: list[nn.Linear]) -> list[str]:
     return left
 
 
-def product(rows: tuple[Tensor, Tensor], base: nn.Linear, dtype: torch.dtype) -> Tensor:
-    """x W^T over fp8, without the bias.
-
-    Args:
-        rows: x, (tokens, in), as `quantize_rows` gives it.
-        base: A layer that `enable_fp8` set up.
-        dtype: Of the result.
-
-    Returns:
-        (tokens, out).
-    """
-    scales: WeightScales = getattr(base, _ATTRIBUTE)
-    weight = weight_in_fp8(base, scales, transposed=False)
-    return _scaled_product(rows[0], weight, rows[1], scales.rows, dtype)
-
-
-def updated_product(
-    rows: tuple[Tensor, Tensor],
-    base: nn.Linear,
-    left_TR: Tensor,
-    right_RO: Tensor,
-    scaling: float,
-    dtype: torch.dtype,
+def product(
+    rows: tuple[Tensor, Tensor], base: nn.Linear, dtype: torch.dtype, update: tuple[Tensor, Tensor, float] | None = None
 ) -> Tensor:
-    """x W^T + b + scaling x left @ right, added up in fp32 and rounded once.
+    """x W^T + b + scaling x left @ right over fp8, added up in fp32 and rounded once.
 
     Args:
         rows: x, (tokens, in), as `quantize_rows` gives it.
         base: A layer that `enable_fp8` set up.
-        left_TR: (tokens, r).
-        right_RO: (r, out).
-        scaling: Factor of the update.
         dtype: Of the result.
+        update: left, (tokens, r), right, (r, out), and scaling; None gives the same bits as one of zeros.
 
     Returns:
         (tokens, out).
@@ -127,22 +104,22 @@ def updated_product(
         raw: Tensor = torch._scaled_mm(
             rows[0], weight.t(), scale_a=scales.one, scale_b=scales.one, out_dtype=torch.float32, use_fast_accum=True
         )
-        return fp8_kernels.finish_product(raw, rows[1], scales.rows, bias, left_TR, right_RO, scaling, dtype)
-    raw = rows[0].float() @ weight.float().T
-    return updated_by_torch(raw, rows[1], scales.rows, bias, left_TR, right_RO, scaling).to(dtype)
+        return fp8_kernels.finish_product(raw, rows[1], scales.rows, bias, update, dtype)
+    return finished_by_torch(rows[0].float() @ weight.float().T, rows[1], scales.rows, bias, update).to(dtype)
 
 
-def updated_by_torch(
+def finished_by_torch(
     raw_TO: Tensor,
     row_scales: Tensor,
     column_scales: Tensor,
     bias: Tensor | None,
-    left_TR: Tensor,
-    right_RO: Tensor,
-    scaling: float,
+    update: tuple[Tensor, Tensor, float] | None,
 ) -> Tensor:
     """The reference of the kernel, in fp32."""
-    output = raw_TO * row_scales * column_scales + scaling * (left_TR.float() @ right_RO.float())
+    output = raw_TO * row_scales * column_scales
+    if update is not None:
+        left_TR, right_RO, scaling = update
+        output += scaling * (left_TR.float() @ right_RO.float())
     return output if bias is None else output + bias.float()
 
 

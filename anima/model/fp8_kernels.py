@@ -85,32 +85,30 @@ def finish_product(
     row_scales: Tensor,
     column_scales: Tensor,
     bias: Tensor | None,
-    left_TR: Tensor,
-    right_RO: Tensor,
-    scaling: float,
+    update: tuple[Tensor, Tensor, float] | None,
     dtype: torch.dtype,
-    tile: tuple[int, int, int] = (128, 128, 8),
+    tile: tuple[int, int, int] = (64, 128, 4),
 ) -> Tensor:
-    """`fp8.updated_by_torch`, rounded once to `dtype`.
+    """`fp8.finished_by_torch`, rounded once to `dtype`.
 
     Args:
         raw_TO: Product of e4m3 values, fp32.
         row_scales: fp32 (tokens, 1).
         column_scales: fp32 (1, out).
         bias: (out,) or None.
-        left_TR: (tokens, r), neighbours of a row beside each other.
-        right_RO: (r, out), neighbours of a column beside each other: a transposed B.
-        scaling: Factor of the update.
+        update: left, (tokens, r), rows without gaps; right, (r, out), columns without gaps: a transposed B; scaling.
         dtype: Of the result.
-        tile: Rows, columns, warps of a tile.
+        tile: Rows, columns, warps of a tile; the fastest on an H100.
 
     Returns:
         (tokens, out).
     """
     num_rows, num_columns = raw_TO.shape
-    num_ranks = left_TR.shape[1]
-    right_OR = right_RO.T
-    assert left_TR.stride(1) == right_OR.stride(1) == 1
+    left_TR, right_OR, scaling, num_ranks = raw_TO, raw_TO, 0.0, 0  # not read
+    if update is not None:
+        left_TR, right_OR, scaling = update[0], update[1].T, update[2]
+        num_ranks = left_TR.shape[1]
+        assert left_TR.stride(1) == right_OR.stride(1) == 1
     output = torch.empty((num_rows, num_columns), dtype=dtype, device=raw_TO.device)
     rows, columns, warps = tile
     _finish[triton.cdiv(num_rows, rows), triton.cdiv(num_columns, columns)](

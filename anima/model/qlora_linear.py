@@ -113,11 +113,8 @@ def frozen_linear(x: Tensor, bases: Sequence[nn.Linear], updates: Sequence[_Upda
         update = None if updates is None else updates[index]
         if fp8.uses_fp8(base):
             rows = rows or fp8.quantize_rows(flat)
-            if update is None:
-                output = fp8.product(rows, base, x.dtype)
-                outputs.append(output if bias is None else output.add_(bias))
-            else:
-                outputs.append(fp8.updated_product(rows, base, update.left, update.right, update.scaling, x.dtype))
+            parts = None if update is None else (update.left, update.right, update.scaling)
+            outputs.append(fp8.product(rows, base, x.dtype, parts))
         elif len(flat) == 1 and _multiplies_packed(base, x):
             output = matmul_4bit(flat, base.weight.data.t(), base.weight.quant_state, bias=bias)  # type: ignore[attr-defined]
             outputs.append(output if update is None else update.add_to(output))

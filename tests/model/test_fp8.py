@@ -12,7 +12,7 @@ from torch import nn
 
 from anima.errors import ModelError
 from anima.model import fp8
-from anima.model.qlora_linear import Projection, base_weight, fused_lora_linear
+from anima.model.qlora_linear import Projection, base_weight, frozen_linear, fused_lora_linear
 
 
 def nf4(in_features: int = 192, out_features: int = 128, *, nested: bool = True, bias: bool = False) -> Linear4bit:
@@ -96,6 +96,13 @@ def test_an_update_far_below_the_rounding_of_an_output_is_not_lost(in_fp8: bool)
     assert abs(kept - 1) < 0.15
 
 
+def test_a_layer_alone_gives_the_bits_of_one_whose_update_is_zero() -> None:
+    layer = nf4(bias=True)
+    fp8.enable_fp8(nn.ModuleList([layer]), [layer])
+    x, a, b = torch.randn(70, 192).bfloat16(), torch.randn(8, 192).bfloat16(), torch.zeros(128, 8).bfloat16()
+    assert torch.equal(frozen_linear(x, [layer])[0], fused_lora_linear(x, [Projection(layer, a, b, 2.0)])[0])
+
+
 def test_an_input_that_several_layers_share_is_quantised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = [nf4(), nf4(out_features=64)]
     fp8.enable_fp8(nn.ModuleList(layers), list(layers))
@@ -166,10 +173,11 @@ for rows, columns in ((1, 16), (7, 200), (33, 1024)):
 for tokens, outputs, ranks, bias in ((5, 48, 8, True), (130, 144, 64, False), (16, 16, 80, True)):
     raw, row_scales, column_scales = 1e4 * torch.randn(tokens, outputs), torch.rand(tokens, 1), torch.rand(1, outputs)
     left, right = torch.randn(tokens, 2 * ranks)[:, ranks:], torch.randn(outputs, ranks).T
-    given = (raw, row_scales, column_scales, torch.randn(outputs) if bias else None, left, right, 3e3)
-    torch.testing.assert_close(
-        fp8_kernels.finish_product(*given, torch.float32), fp8.updated_by_torch(*given), rtol=1e-4, atol=1e-1
-    )
+    for update in ((left, right, 3e3), None):
+        given = (raw, row_scales, column_scales, torch.randn(outputs) if bias else None, update)
+        torch.testing.assert_close(
+            fp8_kernels.finish_product(*given, torch.float32), fp8.finished_by_torch(*given), rtol=1e-4, atol=1e-1
+        )
 print("kernels agree")
 """
 

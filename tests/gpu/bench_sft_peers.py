@@ -2,8 +2,9 @@
 
     python tests/gpu/bench_sft_peers.py --model /tmp/llama-33b-8-layers --against trl unsloth --ours out.json
 
-is the same without our runs: for them stands the file that an earlier command on the same GPU wrote. A peer runs with
-and without gradient checkpointing, its sequences grouped within each step and over all steps; the fastest counts.
+is the same without our runs: for them stands the file that an earlier command on the same GPU wrote. A peer runs
+without gradient checkpointing, and with it only if that did not fit: it computes strictly more. Its sequences are
+grouped within each step and over all steps; the fastest counts.
 Beside the model's folder, MODEL-peers gets a checkpoint of random weights (bf16; 9.4 GB at llama-33b-8-layers).
 """
 
@@ -15,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -26,6 +28,7 @@ from bench_dpo_trl import save_checkpoint
 from bench_sft_sequences import grouped_over, sorted_within, step_rows
 
 PACKAGES = {"trl": ("trl",), "unsloth": ("trl", "unsloth")}
+LAST_LINES = 30  # of a failed peer's output
 SHAPE_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -59,6 +62,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_gpu_memory_gib", type=float)
     parser.add_argument("--against", nargs="+", choices=sorted(PACKAGES), default=[], help="peers, after our runs")
     parser.add_argument("--peer_micro_batch", type=int, default=16, help="sequences of a peer's micro-batch")
+    parser.add_argument("--peer_seconds", type=int, default=900, help="a peer's process that takes longer is ended")
     parser.add_argument("--json", type=Path)
 
 
@@ -144,22 +148,14 @@ def passes(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def run_peer(peer: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Its fastest way that fits, and all that were tried."""
+    """The fastest it did without gradient checkpointing or, where that did not fit, with it; and all that was tried."""
     tried: list[dict[str, Any]] = []
     for checkpointing in (False, True):
-        report = folder / f"{peer}.json"
-        report.unlink(missing_ok=True)
-        command = [
-            *(sys.executable, str(Path(__file__).with_name("bench_sft_trainer.py")), "--peer", peer),
-            *("--work_dir", str(folder), "--report", str(report), "--sequences", str(options.sequences)),
-            *("--micro_batch", str(options.peer_micro_batch), "--lora_r", str(options.lora_r)),
-            *(["--gradient_checkpointing"] if checkpointing else []),
-            *(["--max_gpu_memory_gib", str(options.max_gpu_memory_gib)] if options.max_gpu_memory_gib else []),
-        ]
         print(f"== {peer}, gradient checkpointing {'on' if checkpointing else 'off'}", flush=True)
-        done = subprocess.run(command, cwd=folder, env={**os.environ, **OFFLINE}, check=False)
-        lines = json.loads(report.read_text("utf-8")) if done.returncode == 0 else [{"failed": done.returncode}]
+        lines = run_process(peer, checkpointing, options, folder)
         tried += [{"gradient_checkpointing": checkpointing, **line} for line in lines]
+        if any("tokens_per_second" in line for line in lines):
+            break
     found = [line.pop("versions") for line in tried if "versions" in line]
     fastest = max(tried, key=lambda line: float(line.get("tokens_per_second", 0)))
     return {
@@ -168,6 +164,39 @@ def run_peer(peer: str, options: argparse.Namespace, folder: Path) -> dict[str, 
         "versions": found[0] if found else {},
         "tried": tried,
     }
+
+
+def run_process(peer: str, checkpointing: bool, options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """What a peer's process reported; if it failed, the end of what it said, so that the other peers still run."""
+    report, log = folder / f"{peer}.json", folder / f"{peer}.log"
+    report.unlink(missing_ok=True)
+    command = [
+        *(sys.executable, str(Path(__file__).with_name("bench_sft_trainer.py")), "--peer", peer),
+        *("--work_dir", str(folder), "--report", str(report), "--sequences", str(options.sequences)),
+        *("--micro_batch", str(options.peer_micro_batch), "--lora_r", str(options.lora_r)),
+        *(["--gradient_checkpointing"] if checkpointing else []),
+        *(["--max_gpu_memory_gib", str(options.max_gpu_memory_gib)] if options.max_gpu_memory_gib else []),
+    ]
+    began = time.perf_counter()
+    with log.open("w", encoding="utf-8") as stream:
+        try:
+            code: int | str = subprocess.run(
+                command,
+                cwd=folder,
+                env={**os.environ, **OFFLINE},
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                timeout=options.peer_seconds,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = f"not done after {options.peer_seconds} s"
+    print(f"{time.perf_counter() - began:.0f} s in all; its output is in {log}", flush=True)
+    if code == 0 and report.exists():
+        return list(json.loads(report.read_text("utf-8")))
+    end = log.read_text("utf-8", errors="replace").splitlines()[-LAST_LINES:]
+    print("\n".join(line[:300] for line in end), flush=True)
+    return [{"failed": code, "last_line": end[-1][:300] if end else ""}]
 
 
 def ratios(ours: Sequence[dict[str, Any]], peers: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 Best settings of both: bf16, micro-batches of like length, paged 8-bit AdamW, no logging; TRL with Liger where that is
 installed, Unsloth with its own kernels, checkpointing and (its default) batches without padding.
-The Unsloth path is written from its documentation and source and was not run yet. TRL's ran on a CPU only.
+Unsloth's path ran through whole steps on a CPU with stand-ins for the GPU (2026.10.9; trl 1.15.0, datasets 4.8.5, as
+it demands). For attention it takes xformers 0.0.35, which calls torch's flash kernels, where that loads: under a torch
+for CUDA 13 it needs libcudart.so.12 on LD_LIBRARY_PATH too; otherwise torch's own, sequence by sequence.
 """
 
 import argparse
@@ -58,7 +60,7 @@ def load_trl(options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def load_unsloth(options: argparse.Namespace) -> tuple[Any, None]:
-    """The base in NF4 with Unsloth's adapter and kernels on it; not run yet."""
+    """The base in NF4 with Unsloth's adapter and kernels on it."""
     import torch
     from unsloth import FastLanguageModel
 
@@ -117,6 +119,7 @@ def train(options: argparse.Namespace, passes: Sequence[dict[str, Any]]) -> list
             seconds.append(time.perf_counter() - self.began)
 
     model, adapter = load_unsloth(options) if options.peer == "unsloth" else load_trl(options)
+    require_nf4(model)
     rows = [row for part in passes for row in part["rows"]]
     trainer = SFTTrainer(
         model=model,
@@ -131,9 +134,7 @@ def train(options: argparse.Namespace, passes: Sequence[dict[str, Any]]) -> list
     def counted(examples: list[Any]) -> Any:
         """Its micro-batch as it is; counts tokens and positions of padding."""
         batch = collate(examples)
-        positions = batch["input_ids"].numel()
-        real = int(batch["attention_mask"].sum()) if "attention_mask" in batch else positions
-        shapes.append((real, positions))
+        shapes.append((real_tokens(batch), batch["input_ids"].numel()))
         return batch
 
     trainer.data_collator = counted
@@ -141,6 +142,28 @@ def train(options: argparse.Namespace, passes: Sequence[dict[str, Any]]) -> list
     peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
     lines = measured(passes, seconds, shapes, options.sequences // options.micro_batch)
     return [{**line, "peak_gib": round(peak, 1), "versions": versions(options.peer, on_gpu)} for line in lines]
+
+
+def require_nf4(model: Any) -> None:
+    """Every linear layer but the head must be in NF4: Unsloth would quietly go on in 16 bits.
+
+    Raises:
+        SystemExit: Some layer is not.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    quantised = sum(isinstance(module, Linear4bit) for module in model.modules())
+    expected = len(MODULES) * model.config.num_hidden_layers
+    if quantised != expected:
+        raise SystemExit(f"{quantised} layers are in NF4 instead of {expected}: is bitsandbytes in working order?")
+
+
+def real_tokens(batch: Any) -> int:
+    """Tokens of a collated micro-batch without padding; without an attention mask it is one row of whole sequences."""
+    for name in ("attention_mask", "packed_seq_lengths"):
+        if name in batch:
+            return int(batch[name].sum())
+    return int(batch["input_ids"].numel())
 
 
 def settings(options: argparse.Namespace, steps: int, on_gpu: bool) -> Any:
@@ -212,7 +235,7 @@ def measured(
 
 
 def versions(peer: str, on_gpu: bool) -> dict[str, str]:
-    """Of what decides the speed, as far as it is installed."""
+    """Of what decides the speed, as far as it is installed; and what Unsloth computes attention with."""
     own = ["unsloth", "unsloth_zoo"] if peer == "unsloth" else ["liger-kernel"] if on_gpu else []
     found = {}
     for name in ("torch", "transformers", "trl", *own):
@@ -220,6 +243,10 @@ def versions(peer: str, on_gpu: bool) -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
+    if peer == "unsloth":
+        from unsloth.utils.attention_dispatch import select_attention_backend
+
+        found["attention"] = select_attention_backend(use_varlen=True)
     return found
 
 

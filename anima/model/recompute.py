@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from anima.config.policy import parse_policy
+from anima.model.host_memory import HostMemory
 from anima.model.offload import HostOffload, spread
 
 _ATTRIBUTE = "anima_recipe"
 _OFFLOAD = "anima_offload"
+_HOST_MEMORY = "anima_host_memory"
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,22 @@ def apply_policy(model: PreTrainedModel, policy: str) -> None:
     if previous := getattr(decoder, _OFFLOAD, None):
         previous.remove()
     away = [layers[index] for index in spread(whole, len(layers), offloaded)]
-    setattr(decoder, _OFFLOAD, HostOffload(away) if away else None)
+    setattr(decoder, _OFFLOAD, HostOffload(away, _host_memory(decoder)) if away else None)
+
+
+def _host_memory(decoder: nn.Module) -> HostMemory:
+    """The decoder's own, for all policies."""
+    memory: HostMemory | None = getattr(decoder, _HOST_MEMORY, None)
+    if memory is None:
+        memory = HostMemory()
+        setattr(decoder, _HOST_MEMORY, memory)
+    return memory
+
+
+def host_memory_held(model: PreTrainedModel) -> int:
+    """Bytes that are pinned for activations already; any policy may use them."""
+    memory = getattr(model.get_decoder(), _HOST_MEMORY, None)
+    return 0 if memory is None else memory.held_bytes
 
 
 class CheapToRecompute(nn.Module):

@@ -4,11 +4,13 @@ Copies run beside the computation: out while the next layers compute, back while
 Nothing is rounded, so results have the same bits. On a CPU the copies are plain ones, for tests.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from anima.model.host_memory import HostMemory, Tape
 
@@ -63,15 +65,26 @@ def spread(first: int, num_layers: int, count: int) -> list[int]:
 class HostOffload:
     """Sends away what chosen layers save for the backward pass."""
 
-    def __init__(self, layers: Sequence[nn.Module], memory: HostMemory) -> None:
-        """Hook the layers, given in the order of the forward pass; `remove` undoes it."""
-        self._first = layers[0]
+    def __init__(self, recomputed: Sequence[nn.Module], others: Sequence[nn.Module], memory: HostMemory) -> None:
+        """Reach into the layers, given in the order of the forward pass; `remove` undoes it.
+
+        Args:
+            recomputed: Layers under transformers' activation checkpointing, of which the input is sent. Hooks of such
+                a module run inside its recomputation in transformers 5.17 and outside in 5.23, so we stand in for the
+                function that transformers has each of its layers call instead of its forward pass.
+            others: Layers of which everything is sent; they come after the recomputed ones.
+            memory: Where to.
+        """
+        self._first = [*recomputed, *others][0]
         self._memory = memory
         self._pass: list[_Layer] = []
         self._returning: _Layer | None = None
         self._entered: torch.autograd.graph.saved_tensors_hooks | None = None
         self._handles = []
-        for layer in layers:
+        self._functions = [(layer, layer._gradient_checkpointing_func) for layer in recomputed]
+        for layer in recomputed:
+            layer._gradient_checkpointing_func = partial(self._recomputed, layer)  # type: ignore[assignment]
+        for layer in others:
             self._handles.append(layer.register_forward_pre_hook(self._enter))
             self._handles.append(layer.register_forward_hook(self._leave, always_call=True))
 
@@ -79,6 +92,8 @@ class HostOffload:
         """The layers keep their tensors again."""
         for handle in self._handles:
             handle.remove()
+        for layer, function in self._functions:
+            layer._gradient_checkpointing_func = function
         self._end_pass()
 
     def _end_pass(self) -> None:
@@ -87,6 +102,15 @@ class HostOffload:
         for layer in self._pass:
             layer.finish()
         self._pass, self._returning = [], None
+
+    def _recomputed(self, module: nn.Module, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """function(*inputs) under activation checkpointing, which saves the inputs and nothing else in our sight."""
+        self._enter(module, inputs)
+        try:
+            output: Tensor = checkpoint(function, *inputs, use_reentrant=False)
+        finally:
+            self._leave()
+        return output
 
     def _enter(self, module: nn.Module, _: object) -> None:
         if not (torch.is_grad_enabled() and module.training):

@@ -27,6 +27,7 @@ from anima.model.recompute import apply_policy
         ("none/1", ("none", 1)),
         ("10", ("10", 0)),
         ("10/24", ("10", 24)),
+        ("all/28", ("all", 28)),
     ],
 )
 def test_a_policy_names_what_is_recomputed_and_how_many_layers_go_away(policy: str, expected: tuple[str, int]) -> None:
@@ -34,7 +35,7 @@ def test_a_policy_names_what_is_recomputed_and_how_many_layers_go_away(policy: s
     OptimizationConfig(recompute=policy)
 
 
-@pytest.mark.parametrize("policy", ["all/3", "auto/3", "cheap/", "/3", "cheap/x", "-1", "cheap/-1", "most"])
+@pytest.mark.parametrize("policy", ["auto/3", "all/", "all/all", "cheap/", "/3", "cheap/x", "-1", "cheap/-1", "most"])
 def test_other_policies_are_refused(policy: str) -> None:
     with pytest.raises(ValueError, match=re.escape(policy)):
         parse_policy(policy)
@@ -94,7 +95,7 @@ def gradients(network: PackedModel) -> list[torch.Tensor]:
     return [gradient.clone() for gradient in found if gradient is not None]
 
 
-@pytest.mark.parametrize("policy", ["none", "cheap", "1"])
+@pytest.mark.parametrize("policy", ["none", "cheap", "1", "all"])
 def test_gradients_have_the_same_bits(network: PackedModel, policy: str) -> None:
     num_layers = len(network.causal_lm.get_decoder().layers)
     apply_policy(network.causal_lm, policy)
@@ -103,6 +104,35 @@ def test_gradients_have_the_same_bits(network: PackedModel, policy: str) -> None
     for _ in range(2):  # the second pass finds what the first one left
         for expected, found in zip(plain, gradients(network), strict=True):
             assert torch.equal(expected, found)
+
+
+@pytest.mark.parametrize(
+    ("policy", "sent"),
+    [
+        ("all/1", {0: ["input"]}),
+        ("all/2", {0: ["input"], 1: ["input"]}),
+        ("1/1", {1: ["everything"]}),
+        ("1/2", {0: ["input"], 1: ["everything"]}),
+        ("1/9", {0: ["input"], 1: ["everything"]}),
+    ],
+)
+def test_recomputed_layers_send_their_input_once_the_others_are_used_up(
+    network: PackedModel, monkeypatch: pytest.MonkeyPatch, policy: str, sent: dict[int, list[str]]
+) -> None:
+    apply_policy(network.causal_lm, policy)
+    written: dict[int, list[tuple[int, ...]]] = {}
+    write = host_memory.Tape.write
+
+    def watched(self: host_memory.Tape, values: torch.Tensor) -> list[torch.Tensor]:
+        written.setdefault(id(self), []).append(tuple(values.shape))
+        return write(self, values)
+
+    monkeypatch.setattr(host_memory.Tape, "write", watched)
+    network(*ROW)
+    hidden = (1, 40, network.causal_lm.config.hidden_size)
+    found = [["input"] if shapes == [hidden] else ["everything"] for shapes in written.values()]
+    assert found == list(sent.values())
+    assert all(len(shapes) > 5 for shapes, kind in zip(written.values(), found, strict=True) if kind == ["everything"])
 
 
 def test_a_pass_takes_blocks_and_the_next_ones_take_no_more(network: PackedModel) -> None:
@@ -126,7 +156,7 @@ def test_a_pass_takes_blocks_and_the_next_ones_take_no_more(network: PackedModel
     assert memory.used_bytes == 0, "without a slash nothing goes away"
 
 
-@pytest.mark.parametrize("policy", ["none/2", "cheap/1"])
+@pytest.mark.parametrize("policy", ["none/2", "cheap/1", "all/2"])
 def test_an_interrupted_pass_gives_its_blocks_back(network: PackedModel, policy: str) -> None:
     apply_policy(network.causal_lm, policy)
     plain = gradients(network)

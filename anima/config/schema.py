@@ -177,11 +177,11 @@ class OptimizationConfig:
     recompute: str = "all"
     """Activations computed again in the backward pass: all (least memory), cheap (norms and the SwiGLU product,
     almost free), none, a number N: the first N layers as a whole, the cheap parts of the others; or auto: measured on
-    the GPU before the first step, as fast as its memory allows. cheap/M, none/M, N/M: what M of the layers that are not
-    recomputed keep waits in pinned host memory (GPUs only). Without effect on the result."""
+    the GPU before the first step, as fast as its memory allows. cheap/M, none/M, N/M, all/M: what M layers keep waits
+    in pinned host memory (GPUs only), first of those not recomputed, then inputs of others. No effect on results."""
 
     def __post_init__(self) -> None:
-        allowed = "auto, all, cheap, none, a number of layers, or one of the last three with /M"
+        allowed = "auto, all, cheap, none, a number of layers, or one of the last four with /M"
         known = self.recompute == "auto" or is_policy(self.recompute)
         _require(known, "unknown policy", "recompute", self.recompute, allowed)
         _require(self.learning_rate > 0, "no learning", "learning_rate", self.learning_rate, "> 0")

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, Cache, PreTrainedConfig, PreTrainedModel
 
 from anima.model.lora_layers import project
@@ -21,6 +22,9 @@ except ImportError:  # only where the gpu extra is installed
 
 NORMS = ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "MistralRMSNorm")
 MLPS = ("LlamaMLP", "Qwen2MLP", "Qwen3MLP", "MistralMLP")
+LONG_PRODUCT, PIECE_PRODUCT = 2**30, 2**28
+"""Numbers in the SwiGLU product: above the first (2 GiB in bf16; a backward pass has six of that size) the block runs
+in pieces of the second, which keep a GPU busy and take 3 GiB in a backward pass, whatever the length."""
 ATTENTIONS = ("LlamaAttention", "Qwen2Attention", "Qwen3Attention", "MistralAttention")
 
 
@@ -157,7 +161,18 @@ class SwiGlu(CheapToRecompute):
         self.down_proj = down_proj
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, hidden) to the same shape."""
+        """(…, T, hidden) to the same shape. Very long rows in pieces of tokens, each recomputed in its backward pass,
+        so that the wide tensors of one piece exist at a time; gradients of the weights add up over the pieces.
+        """
+        width = cast(int, self.gate_proj.out_features)
+        if x.numel() // x.shape[-1] * width <= LONG_PRODUCT:
+            return self._block(x)
+        pieces = x.split(max(1, PIECE_PRODUCT // width), dim=-2)
+        return torch.cat(
+            [cast(Tensor, checkpoint(self._block, piece, use_reentrant=False)) for piece in pieces], dim=-2
+        )
+
+    def _block(self, x: Tensor) -> Tensor:
         gate, up = project(x, (self.gate_proj, self.up_proj))
         product = silu_product(gate, up)
         if self.recompute_output and self.training:

@@ -1,31 +1,33 @@
 """Activations of some layers wait in pinned host memory between the forward and the backward pass.
 
-Copies run on a stream of their own beside the computation: out while the next layers compute, back while the layers
-behind are differentiated. Nothing is rounded, so results have the same bits. On a CPU the copies are plain ones, for
-tests.
+Copies run beside the computation: out while the next layers compute, back while the layers behind are differentiated.
+Nothing is rounded, so results have the same bits. On a CPU the copies are plain ones, for tests.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
-import psutil
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from anima.model.host_memory import HostMemory, Tape
 
 SMALLEST_BYTES = 1 << 20
 """Tensors below this stay where they are."""
-HOST_SHARE = 0.8
-"""Of the host memory that was free at the start, at most."""
 
 
 @dataclass
 class _Waiting:
     """A tensor that is away."""
 
-    host: Tensor
+    parts: list[Tensor]
+    numel: int
+    dtype: torch.dtype
+    device: torch.device
     back: Tensor | None = None
-    arrived: Any = None
+    arrived: torch.cuda.Event | None = None
 
 
 @dataclass
@@ -34,15 +36,19 @@ class _Layer:
 
     before: "_Layer | None"
     kept: frozenset[int]
+    tape: Tape
     places: dict[tuple[int, int, torch.dtype], _Waiting] = field(default_factory=dict)
     sources: list[Tensor] = field(default_factory=list)
-    gone: Any = None
+    gone: torch.cuda.Event | None = None
     fetched: bool = False
 
     def finish(self) -> None:
         """Its backward pass is over: let go of everything."""
+        for waiting in self.places.values():
+            waiting.back = None
         self.places.clear()
         self.sources.clear()
+        self.tape.release()
         self.before = None
 
 
@@ -59,17 +65,26 @@ def spread(first: int, num_layers: int, count: int) -> list[int]:
 class HostOffload:
     """Sends away what chosen layers save for the backward pass."""
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
-        """Hook the layers, given in the order of the forward pass; `remove` undoes it."""
-        self._first = layers[0]
-        self._previous: _Layer | None = None
+    def __init__(self, recomputed: Sequence[nn.Module], others: Sequence[nn.Module], memory: HostMemory) -> None:
+        """Reach into the layers, given in the order of the forward pass; `remove` undoes it.
+
+        Args:
+            recomputed: Layers under transformers' activation checkpointing, of which the input is sent. Hooks of such
+                a module run inside its recomputation in transformers 5.17 and outside in 5.23, so we stand in for the
+                function that transformers has each of its layers call instead of its forward pass.
+            others: Layers of which everything is sent; they come after the recomputed ones.
+            memory: Where to.
+        """
+        self._first = [*recomputed, *others][0]
+        self._memory = memory
+        self._pass: list[_Layer] = []
         self._returning: _Layer | None = None
         self._entered: torch.autograd.graph.saved_tensors_hooks | None = None
-        self._stream = torch.cuda.Stream() if torch.cuda.is_available() else None
-        self._room = int(HOST_SHARE * psutil.virtual_memory().available)
-        self._taken = 0
         self._handles = []
-        for layer in layers:
+        self._functions = [(layer, layer._gradient_checkpointing_func) for layer in recomputed]
+        for layer in recomputed:
+            layer._gradient_checkpointing_func = partial(self._recomputed, layer)  # type: ignore[assignment]
+        for layer in others:
             self._handles.append(layer.register_forward_pre_hook(self._enter))
             self._handles.append(layer.register_forward_hook(self._leave, always_call=True))
 
@@ -77,17 +92,36 @@ class HostOffload:
         """The layers keep their tensors again."""
         for handle in self._handles:
             handle.remove()
+        for layer, function in self._functions:
+            layer._gradient_checkpointing_func = function
+        self._end_pass()
+
+    def _end_pass(self) -> None:
+        """What a pass has left behind, also one that was interrupted, is given back."""
+        self._memory.wait()  # what was on its way back must have arrived before its place is used for something else
+        for layer in self._pass:
+            layer.finish()
+        self._pass, self._returning = [], None
+
+    def _recomputed(self, module: nn.Module, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """function(*inputs) under activation checkpointing, which saves the inputs and nothing else in our sight."""
+        self._enter(module, inputs)
+        try:
+            output: Tensor = checkpoint(function, *inputs, use_reentrant=False)
+        finally:
+            self._leave()
+        return output
 
     def _enter(self, module: nn.Module, _: object) -> None:
         if not (torch.is_grad_enabled() and module.training):
             return
         if module is self._first:
-            self._finish(None)
-            self._previous, self._taken = None, 0
-        if self._previous is not None:
-            self._let_go(self._previous.before)
-        layer = _Layer(self._previous, frozenset(p.data_ptr() for p in module.parameters()))
-        self._previous = layer
+            self._end_pass()
+        before = self._pass[-1] if self._pass else None
+        if before is not None:
+            self._let_go(before.before)
+        layer = _Layer(before, frozenset(p.data_ptr() for p in module.parameters()), Tape(self._memory))
+        self._pass.append(layer)
         self._entered = torch.autograd.graph.saved_tensors_hooks(lambda tensor: self._send(tensor, layer), self._fetch)
         self._entered.__enter__()
 
@@ -95,16 +129,16 @@ class HostOffload:
         if self._entered is not None:
             self._entered.__exit__(None, None, None)
             self._entered = None
-            if self._stream is not None and self._previous is not None:
-                self._previous.gone = self._stream.record_event()
+            self._pass[-1].gone = self._memory.event()
 
-    def _finish(self, now: _Layer | None) -> None:
+    def _finish(self, now: _Layer) -> None:
         """The backward pass has come to layer `now`, so the one behind it is through."""
         if self._returning is not None and self._returning is not now:
             self._returning.finish()
         self._returning = now
 
-    def _let_go(self, layer: _Layer | None) -> None:
+    @staticmethod
+    def _let_go(layer: _Layer | None) -> None:
         """Free the device memory of a layer whose copies the computation has to wait for, if they are not done."""
         if layer is not None:
             if layer.gone is not None:
@@ -117,23 +151,10 @@ class HostOffload:
             return tensor
         key = (tensor.data_ptr(), tensor.numel(), tensor.dtype)
         if key not in layer.places:
-            layer.places[key] = _Waiting(self._copy_out(tensor.detach().view(-1), size))
+            parts = layer.tape.write(tensor.detach())
+            layer.places[key] = _Waiting(parts, tensor.numel(), tensor.dtype, tensor.device)
             layer.sources.append(tensor)
         return layer.places[key], layer, tensor.shape
-
-    def _copy_out(self, flat: Tensor, size: int) -> Tensor:
-        self._taken += size
-        if self._taken > self._room:
-            raise torch.OutOfMemoryError(
-                f"activations that wait in host memory would take more than {self._room / 2**30:.1f} GiB of it"
-            )
-        if self._stream is None:
-            return flat.clone()
-        host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            host.copy_(flat, non_blocking=True)
-        return host
 
     def _fetch(self, packed: Packed) -> Tensor:
         if isinstance(packed, Tensor):
@@ -142,7 +163,8 @@ class HostOffload:
         self._finish(layer)
         self._start_fetching(layer)
         self._start_fetching(layer.before)  # beside the computation of this layer
-        assert waiting.back is not None
+        if waiting.back is None:
+            raise RuntimeError("another forward pass came before this backward pass and took its place in host memory")
         if waiting.arrived is not None:
             torch.cuda.current_stream().wait_event(waiting.arrived)
         return waiting.back.view(shape)
@@ -156,11 +178,6 @@ class HostOffload:
                 waiting.back = source.detach()
             return
         for waiting in reversed(layer.places.values()):
-            if self._stream is None:
-                waiting.back = waiting.host
-                continue
-            waiting.back = torch.empty(waiting.host.shape, dtype=waiting.host.dtype, device="cuda")
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                waiting.back.copy_(waiting.host, non_blocking=True)
-            waiting.arrived = self._stream.record_event()
+            waiting.back = torch.empty(waiting.numel, dtype=waiting.dtype, device=waiting.device)
+            layer.tape.read(waiting.parts, waiting.back)
+            waiting.arrived = self._memory.event()

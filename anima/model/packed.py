@@ -24,7 +24,7 @@ class PackedModel(nn.Module):
     """A PEFT model that eats packed rows."""
 
     def __init__(self, adapted: AdaptedModel, recompute: str) -> None:
-        """Wrap `adapted`; `recompute` is all, cheap, none or a number of layers."""
+        """Wrap `adapted`; `recompute` as in `--recompute`, but for auto."""
         super().__init__()
         self.adapted = adapted
         head = self.causal_lm.get_output_embeddings()

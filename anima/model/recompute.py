@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from anima.config.policy import parse_policy
+from anima.model.host_memory import HostMemory
 from anima.model.offload import HostOffload, spread
 
 _ATTRIBUTE = "anima_recipe"
 _OFFLOAD = "anima_offload"
+_HOST_MEMORY = "anima_host_memory"
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,11 @@ def recipe_of(tensor: Tensor) -> Recipe | None:
 
 
 def apply_policy(model: PreTrainedModel, policy: str) -> None:
-    """Set a model up for all | cheap | none | N (the first N layers as a whole, the cheap parts of the others).
+    """Set a model up for all | cheap | none | N (the first N layers as a whole, the cheap parts of the others) | …/M.
 
     Args:
         model: A transformers model whose decoder has `layers`.
-        policy: As in `--recompute`; behind a slash, how many of the layers that are not recomputed as a whole send
-            what they keep to host memory.
+        policy: As in `--recompute`; behind a slash, how many layers send what they keep to host memory.
     """
     recompute, offloaded = parse_policy(policy)
     decoder = model.get_decoder()
@@ -63,8 +64,24 @@ def apply_policy(model: PreTrainedModel, policy: str) -> None:
                 module.recompute_output = recompute != "none" and index >= whole
     if previous := getattr(decoder, _OFFLOAD, None):
         previous.remove()
-    away = [layers[index] for index in spread(whole, len(layers), offloaded)]
-    setattr(decoder, _OFFLOAD, HostOffload(away) if away else None)
+    others = [layers[index] for index in spread(whole, len(layers), offloaded)]
+    inputs = [layers[index] for index in spread(0, whole, offloaded - len(others))]
+    setattr(decoder, _OFFLOAD, HostOffload(inputs, others, _host_memory(decoder)) if inputs or others else None)
+
+
+def _host_memory(decoder: nn.Module) -> HostMemory:
+    """The decoder's own, for all policies."""
+    memory: HostMemory | None = getattr(decoder, _HOST_MEMORY, None)
+    if memory is None:
+        memory = HostMemory()
+        setattr(decoder, _HOST_MEMORY, memory)
+    return memory
+
+
+def host_memory_held(model: PreTrainedModel) -> int:
+    """Bytes that are pinned for activations already; any policy may use them."""
+    memory = getattr(model.get_decoder(), _HOST_MEMORY, None)
+    return 0 if memory is None else memory.held_bytes
 
 
 class CheapToRecompute(nn.Module):

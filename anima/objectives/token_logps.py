@@ -69,4 +69,5 @@ class _ChunkedLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.BackwardCFunction, gradient_N: Tensor) -> tuple[Tensor, None, None]:
         (slope_NH,) = ctx.saved_tensors
-        return (gradient_N[:, None] * slope_NH).to(slope_NH.dtype), None, None
+        # Multiplied in fp32 and rounded once, without a product in fp32 between: 6 GiB for 400,000 tokens.
+        return torch.mul(gradient_N[:, None], slope_NH, out=torch.empty_like(slope_NH)), None, None

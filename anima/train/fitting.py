@@ -19,9 +19,9 @@ from anima.data.loader import EvalLoader, StepLoader
 from anima.data.order import IndexArray
 from anima.distributed import Ranks
 from anima.errors import OutOfMemory
-from anima.model.offload import HOST_SHARE
+from anima.model.host_memory import HOST_SHARE
 from anima.model.packed import PackedModel
-from anima.model.recompute import apply_policy
+from anima.model.recompute import apply_policy, host_memory_held
 from anima.train.budget import Choice, Costs, Load, best, choices, sizes
 from anima.train.engine import Engine
 from anima.train.measuring import Gauge, GpuGauge, Measured, measure
@@ -146,9 +146,12 @@ class _Search:
 
     def _host_room(self) -> float:
         """Host memory that a rank may take on the machine with the least for each of its ranks."""
-        everywhere = distributed.gather_objects((platform.node(), psutil.virtual_memory().available))
-        machines = [machine for machine, _ in everywhere]
-        return float(min(HOST_SHARE * free / machines.count(machine) for machine, free in everywhere))
+        held = host_memory_held(self._network.causal_lm)  # by measuring, for activations: as good as free
+        everywhere = distributed.gather_objects((platform.node(), psutil.virtual_memory().available, held))
+        machines = [machine for machine, *_ in everywhere]
+        held_on = {name: sum(part for machine, _, part in everywhere if machine == name) for name in machines}
+        shares = (HOST_SHARE * (free + held_on[name]) / machines.count(name) for name, free, _ in everywhere)
+        return float(min(shares))
 
     def _most(self) -> int:
         """Tokens of the largest micro-batch of the sampled steps if memory were endless."""

@@ -100,6 +100,8 @@ def out_of_memory(run: Run, micro_batches: Sequence[Any], when: str) -> OutOfMem
         levers.insert(0, "--recompute auto --micro_batch_tokens 0 (measures what fits, and what of it is fastest)")
     elif run.plan.recompute != "all":
         levers.insert(0, "--recompute all (activations of one layer instead of all of them)")
+    if run.plan.recompute == "all" and device.type == "cuda":
+        levers.append("--recompute all/N (the inputs of N layers wait in host memory: for the longest sequences)")
     levers.append("more GPUs shrink optimizer state and gradients, not activations; --lora_r shrinks both")
     memory = "" if used is None else f"; {used:.1f} GiB of activations, {free:.1f} of {total:.1f} GiB free"
     return OutOfMemory(

@@ -23,8 +23,17 @@ SHAPES = {
         "num_hidden_layers": 8,
         "num_attention_heads": 52,
     },
+    "llama-8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
 }
 VOCABULARY = 32000
+"""Of the tokenizer, and of shapes that name none."""
 SPECIAL = ("<unk>", "<s>", "</s>")
 
 
@@ -36,18 +45,17 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     options = parser.parse_args()
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
         max_position_embeddings=16384,
         rms_norm_eps=1e-6,
         tie_word_embeddings=False,
         bos_token_id=1,
         eos_token_id=2,
-        **SHAPES[options.shape],
+        **{"vocab_size": VOCABULARY, **SHAPES[options.shape]},
     )
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(options.output_dir)
     train_tokenizer(options.train_files).save_pretrained(options.output_dir)
-    print(f"{options.output_dir}: {options.shape}, vocabulary {VOCABULARY}")
+    print(f"{options.output_dir}: {options.shape}, vocabulary {config.vocab_size}")
 
 
 def train_tokenizer(files: list[Path]) -> PreTrainedTokenizerFast:

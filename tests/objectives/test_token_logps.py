@@ -67,3 +67,17 @@ def test_no_full_table_of_logits_is_made(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch, "log_softmax", watch)
     token_logps(torch.randn(50, 4), torch.randn(100, 4), torch.zeros(50, dtype=torch.long))
     assert largest == 400
+
+
+def test_the_gradient_of_bf16_states_is_rounded_once_after_the_product_in_fp32() -> None:
+    generator = torch.Generator().manual_seed(2)
+    hidden = torch.randn(9, 16, generator=generator).bfloat16().requires_grad_(True)
+    head = torch.randn(11, 16, generator=generator).bfloat16()
+    labels = torch.randint(0, 11, (9,), generator=generator)
+    weights = torch.randn(8, generator=generator)
+    ones, weighed = (
+        torch.autograd.grad((token_logps(hidden, head, labels) * factor).sum(), hidden)[0]
+        for factor in (torch.ones(8), weights)
+    )
+    assert weighed.dtype == torch.bfloat16
+    assert torch.equal(weighed[:-1], (ones[:-1].float() * weights[:, None]).bfloat16())

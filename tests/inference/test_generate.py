@@ -70,17 +70,21 @@ def test_the_same_tokens_as_with_a_growing_cache(loaded: Loaded, sampling: Sampl
 
 def test_rows_end_at_their_stop_tokens(loaded: Loaded) -> None:
     model, tokenizer = loaded
-    asked = prompts(5, 9, 12, 30)
+    asked, steps = prompts(5, 9, 12, 30), []
     with generating(model):
         free = generate_tokens(model, tokenizer, asked, max_new_tokens=30)
-        stops = [free[0][4], free[1][12]]
-        expected = generate_tokens(model, tokenizer, asked, max_new_tokens=30, stop_ids=stops)
-        fixed = generate_tokens(model, tokenizer, asked, max_new_tokens=30, stop_ids=stops, recorder=OpRecorder())
-        alone = generate_tokens(model, tokenizer, asked[:1], max_new_tokens=30, stop_ids=stops, recorder=OpRecorder())
-    assert fixed == expected
-    assert alone == expected[:1]
+        stops = [*free[0][4:5], *(row[12] for row in free[1:])]
+        options = {"max_new_tokens": 30, "stop_ids": stops}
+        found = []
+        for recorder in (None, OpRecorder()):
+            streamer = Seen()
+            found.append(generate_tokens(model, tokenizer, asked, **options, streamer=streamer, recorder=recorder))
+            steps.append(len(streamer.pieces))
+        alone = generate_tokens(model, tokenizer, asked[:1], **options, recorder=OpRecorder())
+    assert found[0] == found[1]
+    assert steps[0] == steps[1] == 1 + max(len(row) for row in found[0]) < 15  # the prompt, then until all have ended
+    assert alone == found[0][:1]
     assert alone[0][-1] in stops
-    assert len(alone[0]) <= 5
 
 
 def test_a_streamer_sees_the_same(loaded: Loaded) -> None:

@@ -1,4 +1,7 @@
-"""Answers of a model to rendered, encoded prompts: greedy or drawn. The only user of transformers' generate."""
+"""Answers of a model to rendered, encoded prompts: greedy or drawn. The only user of transformers' generate.
+
+On a GPU its loop is ours, over steps that are recorded once and replayed (`model.replay`); on a CPU it is its own.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +9,13 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
+
+from anima.inference.fixed_loop import FixedLoop
+from anima.model.decoding import cache_length, can_decode
+from anima.model.replay import Recorder, recorder_for
+
+FEWEST_TOKENS = 16
+"""Answers that may get as long as this are worth a recording, which costs about as much as a plain step."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ def generate_answers(
         stop_ids=stop_ids,
         sampling=sampling,
         streamer=streamer,
+        recorder=recorder_for(model.device),
     )
     texts: list[str] = tokenizer.batch_decode(tokens, skip_special_tokens=True)
     # An answer cut at max_new_tokens may end within a character of several bytes.
@@ -67,13 +78,21 @@ def generate_tokens(
     stop_ids: Sequence[int] = (),
     sampling: Sampling = GREEDY,
     streamer: BaseStreamer | None = None,
+    recorder: Recorder | None = None,
 ) -> list[list[int]]:
-    """`generate_answers` as token ids, each up to and with its stop token."""
+    """`generate_answers` as token ids, each up to and with its stop token.
+
+    Args beside those of `generate_answers`:
+        recorder: What records the steps; None to launch each of them anew, with a cache that grows.
+    """
     longest = max(len(prompt) for prompt in prompts)
     stops = sorted({int(tokenizer.eos_token_id), *stop_ids})
     filled = [[stops[0]] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     drawn = sampling.temperature > 0
+    length, loop = cache_length(longest + max_new_tokens), None
+    if recorder is not None and max_new_tokens >= FEWEST_TOKENS and can_decode(model, len(prompts), length):
+        loop = FixedLoop(recorder, length=length, drawn=drawn, streamer=streamer)
     if drawn and sampling.seed is not None:
         torch.manual_seed(sampling.seed)
     with torch.no_grad():
@@ -89,6 +108,7 @@ def generate_tokens(
             eos_token_id=stops,
             pad_token_id=stops[0],
             streamer=streamer,
+            custom_generate=loop,
         )
     return [_up_to_stop(row, stops) for row in output[:, longest:].tolist()]
 

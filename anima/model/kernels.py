@@ -159,15 +159,15 @@ class SwiGlu(CheapToRecompute):
         self.gate_proj = gate_proj
         self.up_proj = up_proj
         self.down_proj = down_proj
+        self._width = cast(int, gate_proj.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, T, hidden) to the same shape. Very long rows in pieces of tokens, each recomputed in its backward pass,
         so that the wide tensors of one piece exist at a time; gradients of the weights add up over the pieces.
         """
-        width = cast(int, self.gate_proj.out_features)
-        if x.numel() // x.shape[-1] * width <= LONG_PRODUCT:
+        if x.numel() // x.shape[-1] * self._width <= LONG_PRODUCT:
             return self._block(x)
-        pieces = x.split(max(1, PIECE_PRODUCT // width), dim=-2)
+        pieces = x.split(max(1, PIECE_PRODUCT // self._width), dim=-2)
         return torch.cat(
             [cast(Tensor, checkpoint(self._block, piece, use_reentrant=False)) for piece in pieces], dim=-2
         )

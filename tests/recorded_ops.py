@@ -69,6 +69,7 @@ class OpRecorder:
         self.warmed_up = self.proven = 0
         self.recordings: list[_Recording] = []
         self.refusals: list[Exception] = []
+        self.trusted = False
 
     def warm_up(self, step: Step) -> Tensor:
         self.warmed_up += 1

@@ -1,7 +1,7 @@
 """A step of fixed shapes that runs again and again: twice as it is, then recorded as a CUDA graph and replayed.
 
 The host launches thousands of small kernels for a step, through slow Python; a replay is one launch. Owns streams,
-recording, and the way back to plain runs where something cannot be recorded. Knows nothing of models.
+recording, the proof that a replay computes the same, and the way back to plain runs. Knows nothing of models.
 """
 
 import logging
@@ -14,6 +14,12 @@ import torch
 from torch import Tensor
 
 _log = logging.getLogger(__name__)
+
+_REPLAYS_CHECKED = 2
+"""Replays of a process's first recording that are held against plain runs: the second one reads other inputs than the
+recording did, and shows what was taken for a constant."""
+_TOLERANCE = 0.01
+"""Relative difference of two results of the same kernels, which may add in another order."""
 
 Step = Callable[[], Tensor]
 """Reads and writes buffers that stay where they are; the result is valid until the next run."""
@@ -33,6 +39,9 @@ class Recording(Protocol):
 
 class Recorder(Protocol):
     """How a device records steps; in the tests something that only counts."""
+
+    trusted: bool
+    """Whether replays were found to compute what plain runs do."""
 
     def warm_up(self, step: Step) -> Tensor:
         """Run the step where it will be recorded, so that what is compiled at first use is compiled."""
@@ -64,8 +73,6 @@ class ReplayedStep:
 
     def __call__(self) -> Tensor:
         """One run. Read the result before the next one."""
-        if self._recording is not None:
-            return self._recording.replay()
         if self._recorder is None:
             return self._step()
         self._runs += 1
@@ -74,17 +81,34 @@ class ReplayedStep:
         try:
             if self._runs == 2:
                 return self._recorder.prove(self._step)
-            self._recording = self._recorder.record(self._step)
-            return self._recording.replay()
+            if self._recording is None:
+                self._recording = self._recorder.record(self._step)
+            output = self._recording.replay()
+            return output if self._recorder.trusted else self._compared(output, self._recorder)
         except RuntimeError as error:  # torch's one class for all that a device refuses
             self._recorder.refuse(error)
         # Behind the except clause, whose traceback holds all that the broken run had made.
-        self._recorder = self._recording = None
+        self.close()
         self._rewind()
         return self._step()
 
+    def _compared(self, replayed: Tensor, recorder: Recorder) -> Tensor:
+        """The result of a plain run, if a replay gave the same.
+
+        Raises:
+            RuntimeError: it did not.
+        """
+        replayed = replayed.clone()
+        self._rewind()
+        plain = self._step()
+        difference = float((replayed.float() - plain.float()).norm() / plain.float().norm())
+        if difference > _TOLERANCE:  # not where the model itself gives NaN
+            raise RuntimeError(f"a replayed step differs from the step by {difference:.2g}")
+        recorder.trusted = self._runs >= 2 + _REPLAYS_CHECKED
+        return plain
+
     def close(self) -> None:
-        """Let go of the recording and of what the step holds; no more runs."""
+        """Let go of the recording and of what the step holds; what still runs is run plainly."""
         if self._recording is not None:
             self._recording.close()
         self._recording = self._recorder = None
@@ -99,6 +123,7 @@ class CudaGraphs:
         # Always the same one: the workspaces of the matrix products are kept by stream.
         self._stream = torch.cuda.Stream(device)
         self.refused = False
+        self.trusted = False
 
     def warm_up(self, step: Step) -> Tensor:
         """See `Recorder`."""

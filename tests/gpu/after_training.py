@@ -204,32 +204,27 @@ def _merge(options: argparse.Namespace, compute: Any, into: Any) -> dict[str, An
 
 
 def speed(options: argparse.Namespace, compute: Any) -> dict[str, Any]:
-    """Tokens a second of greedy generation, NF4 with the adapter in force, by batch; a short run warms up."""
+    """Tokens a second of greedy answers, NF4 with the adapter in force, by batch; a short answer warms up."""
     import torch
 
     from anima.inference.chat import SpeakerSettings, load_speakers
+    from anima.inference.generate import generate_tokens
     from anima.model.packed import generating
+    from anima.model.replay import recorder_for
 
     speakers = load_speakers(SpeakerSettings({"sft": options.work_dir / "adapter"}, device=options.device))
     found: dict[str, Any] = {}
-    with speakers.network("sft") as (model, tokenizer), generating(model), torch.no_grad():
+    with speakers.network("sft") as (model, tokenizer), generating(model):
         for batch in options.batches:
-            prompts = torch.randint(3, len(tokenizer), (batch, options.prompt_tokens), device=model.device)
-            seconds = 0.0
+            prompts = torch.randint(3, len(tokenizer), (batch, options.prompt_tokens)).tolist()
+            seconds, made = 0.0, 0
             for number in (4, options.new_tokens):
                 began = time.perf_counter()
-                model.generate(  # type: ignore[operator]
-                    input_ids=prompts,
-                    attention_mask=torch.ones_like(prompts),
-                    min_new_tokens=number,
-                    max_new_tokens=number,
-                    do_sample=False,
-                    pad_token_id=tokenizer.eos_token_id,
+                answers = generate_tokens(
+                    model, tokenizer, prompts, max_new_tokens=number, recorder=recorder_for(model.device)
                 )
-                if compute.device.type == "cuda":
-                    torch.cuda.synchronize()
-                seconds = time.perf_counter() - began
-            found[f"batch_{batch}_tokens_per_second"] = round(batch * options.new_tokens / seconds, 1)
+                seconds, made = time.perf_counter() - began, sum(map(len, answers))
+            found[f"batch_{batch}_tokens_per_second"] = round(made / seconds, 1)
     return found
 
 

@@ -152,14 +152,15 @@ def measure(engine: Engine, policy: str, budget: int, sequences: int, steps: int
         return outcome
 
     engine.step = timed  # type: ignore[method-assign]
+    drawn = [step_batches(budget, sequences, seed) for seed in range(1, steps + 1)]
+    heaviest = max((batch for batches, _ in drawn for batch in batches), key=lambda batch: batch.input_ids.numel())
     try:
-        for seed in range(steps + 1):
-            batches, count = step_batches(budget, sequences, seed)
+        for batches, count in [([heaviest], 0), *drawn]:  # launch/train.py tries it first too; it takes all memory
             torch.cuda.synchronize()
             started = time.perf_counter()
             train_step(engine, SupervisedFineTuning(), batches, 1e-4, MetricSums())
             torch.cuda.synchronize()
-            if seed:
+            if count:
                 seconds.append(time.perf_counter() - started)
                 tokens += count
     except torch.OutOfMemoryError:
@@ -171,7 +172,7 @@ def measure(engine: Engine, policy: str, budget: int, sequences: int, steps: int
         "step_seconds": round(statistics.median(seconds), 3),
         "tokens_per_step": tokens // steps,
         "update_seconds": round(statistics.median(update[1:]), 3),
-        "micro_batches": len(batches),
+        "micro_batches": len(drawn[-1][0]),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
     }
 

@@ -5,7 +5,7 @@
 is the same without our runs: for them stands the file that an earlier command on the same GPU wrote. A peer runs
 without gradient checkpointing, and with it only if that did not fit: it computes strictly more. Its sequences are
 grouped within each step and over all steps; the fastest counts.
-Beside the model's folder, MODEL-peers gets a checkpoint of random weights (bf16; 9.4 GB at llama-33b-8-layers).
+Beside the model's folder, MODEL-peers gets a checkpoint of random weights in NF4 (17 GB at llama-33b).
 """
 
 import argparse
@@ -13,7 +13,6 @@ import importlib.util
 import json
 import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -24,8 +23,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bench_dpo_trl import save_checkpoint
 from bench_sft_sequences import grouped_over, sorted_within, step_rows
+from make_nf4 import save_random_nf4
 
 PACKAGES = {"trl": ("trl",), "unsloth": ("trl", "unsloth")}
 LAST_LINES = 30  # of a failed peer's output
@@ -62,6 +61,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_gpu_memory_gib", type=float)
     parser.add_argument("--against", nargs="+", choices=sorted(PACKAGES), default=[], help="peers, after our runs")
     parser.add_argument("--peer_micro_batch", type=int, default=16, help="sequences of a peer's micro-batch")
+    parser.add_argument("--peer_recomputes", action="store_true", help="peers do not even try without checkpointing")
     parser.add_argument("--peer_seconds", type=int, default=900, help="a peer's process that takes longer is ended")
     parser.add_argument("--json", type=Path)
 
@@ -111,12 +111,9 @@ def failures(results: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def made_checkpoint(model: Path, folder: Path) -> None:
-    """Random weights of the shape on disk, if they are not there yet."""
+    """Random weights of the shape in NF4 on disk, if they are not there yet."""
     if not folder.exists():
-        part = folder.with_suffix(".part")
-        shutil.rmtree(part, ignore_errors=True)
-        in_own_process(save_checkpoint, model, part)
-        part.rename(folder)
+        in_own_process(save_random_nf4, model, folder)
     shape, stored = (json.loads((path / "config.json").read_text("utf-8")) for path in (model, folder))
     if any(shape[key] != stored[key] for key in SHAPE_KEYS):
         sys.exit(f"{folder} has another shape than {model}: delete it")
@@ -150,7 +147,7 @@ def passes(options: argparse.Namespace) -> list[dict[str, Any]]:
 def run_peer(peer: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The fastest it did without gradient checkpointing or, where that did not fit, with it; and all that was tried."""
     tried: list[dict[str, Any]] = []
-    for checkpointing in (False, True):
+    for checkpointing in (True,) if options.peer_recomputes else (False, True):
         print(f"== {peer}, gradient checkpointing {'on' if checkpointing else 'off'}", flush=True)
         lines = run_process(peer, checkpointing, options, folder)
         tried += [{"gradient_checkpointing": checkpointing, **line} for line in lines]

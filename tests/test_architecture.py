@@ -17,7 +17,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 LAYERS = (
-    ("errors", "entry", "config"),
+    ("errors", "entry", "free_memory", "config"),
     ("distributed", "tracking"),
     ("data", "model"),
     ("objectives", "inspection"),
@@ -53,6 +53,7 @@ OWNERS = {
     "openai": ("anima/evaluation/judge.py",),
     "httpx": ("anima/evaluation/judge.py",),
     "requests": ("anima/evaluation/judge.py",),
+    "psutil": ("anima/free_memory.py",),
     "scipy": ("anima/evaluation/bradley_terry.py",),
     "torch.distributed": ("anima/distributed.py", "anima/train/engine.py"),
 }

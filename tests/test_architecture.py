@@ -17,7 +17,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 LAYERS = (
-    ("errors", "entry", "free_memory", "config"),
+    ("errors", "disk", "entry", "free_memory", "config"),
     ("distributed", "tracking"),
     ("data", "model"),
     ("objectives", "inspection"),

@@ -12,6 +12,7 @@ from typing import Literal
 
 from anima.config.cli import parse_config
 from anima.config.schema import Config
+from anima.disk import replace_file
 from anima.entry import RUNNING
 from anima.errors import AnimaError, ConfigError, OutOfMemory, RunStopped, TrainingError
 from anima.train import checkpoint, run_folder
@@ -102,7 +103,7 @@ def is_finished(config: Config) -> bool:
 
 def remember(folder: Path, memory: Memory) -> None:
     """Write what a job keeps between its starts."""
-    checkpoint.replace_text(folder / MEMORY, json.dumps(asdict(memory), indent=1) + "\n")
+    replace_file(folder / MEMORY, f"{json.dumps(asdict(memory), indent=1)}\n".encode())
 
 
 def recall(folder: Path) -> Memory | None:

@@ -20,6 +20,7 @@ import yaml
 
 from anima.config.flags import Flag, Given, flag_table, read_argv, unknown_name, with_environment, wrong_value
 from anima.config.schema import Config
+from anima.disk import replace_file
 from anima.errors import ConfigError
 
 Schema = TypeVar("Schema")
@@ -164,15 +165,7 @@ def write_config(config: Config, path: str | Path) -> None:
     """Write `to_yaml` to `path`: the old file or the whole new one, never a part of it."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with staging.open("w", encoding="utf-8") as stream:
-            stream.write(to_yaml(config))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(staging, target)
-    finally:
-        staging.unlink(missing_ok=True)
+    replace_file(target, to_yaml(config).encode())
 
 
 def _print_help(schema: type, prog: str) -> NoReturn:

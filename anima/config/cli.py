@@ -19,6 +19,7 @@ import tyro
 import yaml
 
 from anima.config.flags import Flag, Given, flag_table, read_argv, unknown_name, with_environment, wrong_value
+from anima.config.paths import expanded
 from anima.config.schema import Config
 from anima.disk import replace_file
 from anima.errors import ConfigError
@@ -233,7 +234,7 @@ def _typed(flag: Flag, given: Given) -> object:
 def _yaml_entries(path: str) -> list[tuple[yaml.Node, yaml.Node]]:
     """Keys and values of a YAML file, each with its line, before PyYAML gives them types."""
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        text = expanded(path, "--config").read_text(encoding="utf-8-sig")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
         raise _no_yaml_file(path, error) from None
@@ -283,7 +284,7 @@ def _yaml_entry(name: str, value: object) -> str:
 
 
 def _no_yaml_file(path: str, error: OSError) -> ConfigError:
-    beside = sorted(str(item) for item in Path(path).expanduser().parent.glob("*.yaml"))
+    beside = sorted(str(item) for item in expanded(path, "--config").parent.glob("*.yaml"))
     return ConfigError(
         "the config file cannot be read",
         where="--config",

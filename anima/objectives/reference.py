@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from anima.config.paths import expanded
 from anima.data.order import IndexArray
 from anima.data.pairs import LogpsArray
 from anima.disk import replace_file
@@ -37,7 +38,7 @@ class ReferenceCache:
         self._pairs = pairs
         text = json.dumps(self._identity, sort_keys=True)
         self.key = hashlib.sha256(text.encode()).hexdigest()[:32]
-        self.folder = root.expanduser() / self.key
+        self.folder = expanded(root, "--reference_cache_dir") / self.key
 
     def load(self) -> tuple[LogpsArray, list[str]]:
         """What is known: fp32 (pairs, 2) with NaN for the unknown, and what was found and not used."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from anima.disk import replace_file
 from anima.errors import AnimaError, RunStopped
 
 EXIT_DIR = "ANIMA_EXIT_DIR"
@@ -68,10 +69,8 @@ def leave_note(status: str, words: str = "") -> None:
     if not folder:
         return
     note = Path(folder) / f"rank-{os.environ.get('RANK', '0')}"
-    aside = note.with_name(f".{note.name}-{os.getpid()}")
     try:
         # Names of files need not be UTF-8; half a letter in a message must not cost the message.
-        aside.write_text(f"{status}\n{words}\n", encoding="utf-8", errors="backslashreplace")
-        aside.replace(note)
+        replace_file(note, f"{status}\n{words}\n".encode(errors="backslashreplace"))
     except OSError as error:
         print(f"warning: {note}: {error.strerror}; the job may not learn how this run ended", file=sys.stderr)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from anima.config.cli import parse_flags
+from anima.config.paths import expanded
 from anima.config.spelling import nearest
 from anima.entry import run_command
 from anima.errors import ConfigError
@@ -69,7 +70,7 @@ def answers(argv: Sequence[str]) -> None:
     from anima.evaluation.contestants import contestants_of_runs, parse_contestants, with_prefixes
     from anima.evaluation.questions import read_questions
 
-    arena, field, limit = Path(options.arena).expanduser(), options.question_field, options.max_new_tokens
+    arena, field, limit = expanded(options.arena, "--arena"), options.question_field, options.max_new_tokens
     questions = read_questions(options.questions, field)[: options.num_questions]
     given = parse_contestants(options.contestants, options.quantization)
     contestants = with_prefixes([*contestants_of_runs(options.run, options.previous), *given], options.prefix)
@@ -107,7 +108,7 @@ def judge(argv: Sequence[str]) -> None:
 
     options = parse_flags(JudgeOptions, argv, prog="launch/arena.py judge")
     endpoint = options.endpoint.endpoint(os.environ, options.seed)
-    arena, prompts = Path(options.arena).expanduser(), load_prompts(options.judge_prompts)
+    arena, prompts = expanded(options.arena, "--arena"), load_prompts(options.judge_prompts)
     price = Price(options.endpoint.price_input, options.endpoint.price_output)
     asked = EndpointJudge(endpoint)
     while calls := due_calls(options, state := load_state(arena), prompts, endpoint.model, price):
@@ -179,7 +180,7 @@ def rate(argv: Sequence[str]) -> None:
         seed=options.seed,
         verdicts_per_battle=2 if options.arena is not None and options.orders == "separate" else 1,
     )
-    arena = Path(options.arena).expanduser() if options.arena is not None else None
+    arena = expanded(options.arena, "--arena") if options.arena is not None else None
     known: dict[str, Any] = {}
     if arena is not None:
         state = load_state(arena)
@@ -209,7 +210,7 @@ def rate(argv: Sequence[str]) -> None:
         lines = (json.dumps(match.to_json(), ensure_ascii=False) for match in matches)
         write_whole(arena / tournament.MATCHES, "\n".join(lines) + "\n")
     if options.json is not None:
-        write_whole(Path(options.json).expanduser(), text)
+        write_whole(expanded(options.json, "--json"), text)
     print("\n".join([*rating_lines(document), *judging_lines(document)]))
 
 
@@ -223,14 +224,14 @@ def report(argv: Sequence[str]) -> None:
     from anima.evaluation.tournament import load_state, read_ratings
 
     options = parse_flags(ReportOptions, argv, prog="launch/arena.py report")
-    arena = Path(options.arena).expanduser()
+    arena = expanded(options.arena, "--arena")
     state, document = load_state(arena), read_ratings(arena)
     if document["num_verdicts"] != len(state.verdicts):
         print(
             "warning: verdicts came in after the ratings: launch/arena.py rate brings them up to date", file=sys.stderr
         )
     spent = account(state.stored, Price(options.price_input, options.price_output)).line()
-    page = Path(options.html).expanduser() if options.html is not None else arena / tournament.REPORT
+    page = expanded(options.html, "--html") if options.html is not None else arena / tournament.REPORT
     write_whole(page, report_page(document, state.verdicts, state.answers, [spent]))
     print("\n".join([*rating_lines(document), *judging_lines(document), "", spent, f"page: {page}"]))
 
@@ -246,6 +247,7 @@ def translate(argv: Sequence[str]) -> None:
     options = parse_flags(TranslateOptions, argv, prog="launch/arena.py translate")
     endpoint = options.endpoint.endpoint(os.environ, options.seed)
     questions = read_questions(options.questions)
+    arena, output = expanded(options.arena, "--arena"), expanded(options.output, "--output")
     spent = [0, 0]
 
     def count(prompt_tokens: int, completion_tokens: int) -> None:
@@ -253,7 +255,7 @@ def translate(argv: Sequence[str]) -> None:
         spent[1] += completion_tokens
 
     translated = translate_questions(
-        Path(options.arena).expanduser(),
+        arena,
         questions,
         options.language,
         endpoint.model,
@@ -261,7 +263,7 @@ def translate(argv: Sequence[str]) -> None:
         concurrency=options.endpoint.concurrency,
         on_reply=lambda reply: count(reply.prompt_tokens, reply.completion_tokens),
     )
-    write_whole(Path(options.output).expanduser(), format_questions(translated) + "\n")
+    write_whole(output, format_questions(translated) + "\n")
     cost = Price(options.endpoint.price_input, options.endpoint.price_output).of(*spent)
     print(f"{options.output}: {len(translated)} of {len(questions)} questions translated; this run {cost:.2f}")
     if len(translated) < len(questions):

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from anima.config.checks import require
 from anima.config.cli import parse_flags
+from anima.config.paths import expanded
 from anima.config.schema import ChatTemplate
 from anima.entry import run_command
 from anima.errors import ConfigError
@@ -132,7 +133,7 @@ def line_reader() -> Callable[[str], str | None]:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory
 
-    history = Path(HISTORY).expanduser()
+    history = expanded(HISTORY)
     history.parent.mkdir(parents=True, exist_ok=True)
     session: PromptSession[str] = PromptSession(history=FileHistory(str(history)))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from anima.config.paths import expanded
 from anima.entry import run_command
 from anima.errors import CheckpointError
 from anima.train import checkpoint, run_folder
@@ -21,7 +22,7 @@ def main(argv: Sequence[str]) -> None:
     """Read the command line and do what the word says."""
     parser = argparse.ArgumentParser(description="List, verify or prune the checkpoints of a run.")
     parser.add_argument("word", choices=("list", "verify", "prune"))
-    parser.add_argument("folder", type=Path, help="a run's folder, its checkpoints/ folder, or one checkpoint")
+    parser.add_argument("folder", type=expanded, help="a run's folder, its checkpoints/ folder, or one checkpoint")
     parser.add_argument("--keep", type=int, default=1, help="prune: newest checkpoints to keep beside the best one")
     options = parser.parse_args(argv)
     folders = find(options.folder)

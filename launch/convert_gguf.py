@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from anima.config.paths import expanded
 from anima.entry import run_command
 from anima.model.gguf import convert_gguf, is_whole, packaged_gguf
 
@@ -18,9 +19,9 @@ def main(argv: Sequence[str]) -> None:
     """Convert, or say that nothing is to be done."""
     parser = argparse.ArgumentParser(description="Turn a GGUF file into a Hugging Face folder in bf16.")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--gguf_path", type=Path, help="the GGUF file")
+    source.add_argument("--gguf_path", type=expanded, help="the GGUF file")
     source.add_argument("--package", help="installed Python package that carries one GGUF file")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder to make; a whole one is left alone")
+    parser.add_argument("--output_dir", type=expanded, required=True, help="folder to make; a whole one is left alone")
     options = parser.parse_args(argv)
     if not is_whole(options.output_dir):
         from anima.model.console import quiet_libraries  # imports transformers, which takes seconds

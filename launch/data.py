@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from anima.config.cli import ConfigFile, parse_command
+from anima.config.paths import expanded
 from anima.config.schema import Config
 from anima.config.spelling import nearest
 from anima.entry import run_command
@@ -168,7 +169,7 @@ def show(config: Config, options: DataOptions, tokenizer: PreTrainedTokenizerBas
         title = f"{len(samples)} rows of {', '.join(files)}"
         note = f"template {template.name}, tokenizer of {config.model.model_name_or_path}"
         page = samples_page(samples, title=title, note=note, boundaries=options.boundaries)
-        write_whole(Path(options.html).expanduser(), page)
+        write_whole(expanded(options.html, "--html"), page)
         print(f"\nwritten: {options.html}")
 
 
@@ -205,7 +206,7 @@ def stats(config: Config, options: DataOptions, tokenizer: PreTrainedTokenizerBa
         print("\n".join([*notes, "", *stats_lines(found, Painter(_colours(options)))]))
     if options.html is not None:
         title = f"Lengths of {', '.join(config.data.train_files)}"
-        write_whole(Path(options.html).expanduser(), stats_page(found, title=title, notes=notes))
+        write_whole(expanded(options.html, "--html"), stats_page(found, title=title, notes=notes))
         print(f"written: {options.html}", file=sys.stderr if options.json else sys.stdout)
 
 

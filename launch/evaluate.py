@@ -14,6 +14,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from anima.config.cli import parse_flags
+from anima.config.paths import expanded
 from anima.entry import run_command
 from anima.errors import ConfigError
 from anima.evaluation.measurements import Measurements
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     from anima.evaluation.numbers import Numbers, check_measurements, measure, number_lines, write_numbers
     from anima.inference.chat import BASE, SpeakerSettings, load_speakers, named_adapters
 
-    output_dir, adapters = Path(options.output_dir).expanduser(), named_adapters(options.adapter)
+    output_dir, adapters = expanded(options.output_dir, "--output_dir"), named_adapters(options.adapter)
     names = (BASE, *adapters)
     if unknown := sorted(set(options.speakers) - set(names)):
         raise ConfigError("no such model", where="--speakers", got=", ".join(unknown), allowed=", ".join(names))

@@ -14,6 +14,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from anima.config.cli import parse_flags
+from anima.config.paths import expanded
 from anima.entry import run_command
 
 
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     with byte_bar("quantising") as advance:
         made = prequantize(
             options.model_name_or_path,
-            Path(options.output_dir).expanduser(),
+            expanded(options.output_dir, "--output_dir"),
             choose_compute(options.device, options.compute_dtype, 0),
             trust_remote_code=options.trust_remote_code,
             shard_bytes=int(options.shard_gib * 2**30),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from anima.config.paths import expanded
 from anima.entry import run_command
 from anima.errors import ConfigError
 from anima.sweeps.check import check_sweep, extra_flags
@@ -54,7 +55,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("file", help="a sweep in W&B's format, such as launch/sweeps/quickstart_sft.yaml")
     parser.add_argument("--trials", type=int, help="run: trials in all; a grid without it runs all its points")
     parser.add_argument("--at_once", type=int, default=1, help="run: trials at the same time; GPUs are shared out")
-    parser.add_argument("--sweep_dir", type=Path, help="folder of the trials; default runs/sweeps/NAME OF THE FILE")
+    parser.add_argument("--sweep_dir", type=expanded, help="folder of the trials; default runs/sweeps/NAME OF THE FILE")
     parser.add_argument("--seed", type=int, default=42, help="run: seed of what is chosen at random")
     parser.add_argument("--worker", default="local", help="run: name among processes that share the folder")
     return parser.parse_args(argv)

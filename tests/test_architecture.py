@@ -17,7 +17,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 LAYERS = (
-    ("errors", "entry", "config"),
+    ("errors", "disk", "entry", "free_memory", "config"),
     ("distributed", "tracking"),
     ("data", "model"),
     ("objectives", "inspection"),
@@ -53,6 +53,7 @@ OWNERS = {
     "openai": ("anima/evaluation/judge.py",),
     "httpx": ("anima/evaluation/judge.py",),
     "requests": ("anima/evaluation/judge.py",),
+    "psutil": ("anima/free_memory.py",),
     "scipy": ("anima/evaluation/bradley_terry.py",),
     "torch.distributed": ("anima/distributed.py", "anima/train/engine.py"),
 }
@@ -239,6 +240,17 @@ def is_false(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is False
 
 
+def known_homes(source: Source) -> Iterator[str]:
+    """Path.expanduser raises RuntimeError for a user who is not there: a traceback instead of an error."""
+    for node in ast.walk(source.tree):
+        if (
+            isinstance(node, ast.Attribute)
+            and node.attr == "expanduser"
+            and source.dotted(node) != "os.path.expanduser"
+        ):
+            yield f"{source.path}:{node.lineno}: Path.expanduser - use expanded of anima/config/paths.py"
+
+
 def order_in_folder(sources: list[Source]) -> Iterator[str]:
     """`__init__.py` of a stage lists its files ("What: a, b, c (…)."); each imports only files listed before it."""
     folders: dict[str, dict[str, Source]] = {}
@@ -283,7 +295,16 @@ def one_direction(sources: list[Source]) -> Iterator[str]:
             yield f"anima/{here} and anima/{there} import each other - move what both need to an earlier stage"
 
 
-FILE_RULES = (layer_order, library_owners, telling_names, sizes, docstrings, swallowed_errors, safe_formats)
+FILE_RULES = (
+    layer_order,
+    library_owners,
+    telling_names,
+    sizes,
+    docstrings,
+    swallowed_errors,
+    safe_formats,
+    known_homes,
+)
 TREE_RULES = (order_in_folder, one_direction)
 
 

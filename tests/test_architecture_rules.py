@@ -8,6 +8,7 @@ from test_architecture import (
     MAX_FUNCTION_LINES,
     Source,
     docstrings,
+    known_homes,
     layer_order,
     library_owners,
     one_direction,
@@ -62,6 +63,7 @@ BROKEN = [
     ),
     (swallowed_errors, "launch/a.py", "import contextlib\nwith contextlib.suppress(Exception):\n    f()", "swallowed"),
     (safe_formats, "anima/data/a.py", "import pickle", "safetensors"),
+    (known_homes, "launch/a.py", "from pathlib import Path\nPath(x).expanduser()", "a.py:2: Path.expanduser"),
     (safe_formats, "anima/data/a.py", "from cloudpickle import dumps", "safetensors"),
     (safe_formats, "anima/data/a.py", "import torch\ntorch.load(f)", "a.py:2: torch.load"),
     (safe_formats, "anima/data/a.py", "from torch import load", "torch.load"),
@@ -90,6 +92,7 @@ GOOD = [
     (docstrings, "anima/data/a.py", PROTOCOL + "        ..."),
     (swallowed_errors, "launch/a.py", "try:\n    f()\nexcept Exception:\n    say()\n    raise"),
     (swallowed_errors, "launch/a.py", "try:\n    f()\nexcept OSError:\n    pass"),
+    (known_homes, "anima/data/a.py", "import os\nos.path.expanduser(x)"),
     (safe_formats, "anima/data/a.py", "import numpy as np\nnp.load(f, allow_pickle=False)\nimport json\njson.load(f)"),
 ]
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from anima.config.cli import parse_config
+from anima.config.paths import expanded
 from anima.config.schema import Config
+from anima.disk import replace_file
 from anima.entry import RUNNING
 from anima.errors import AnimaError, ConfigError, OutOfMemory, RunStopped, TrainingError
 from anima.train import checkpoint, run_folder
@@ -72,7 +74,7 @@ def read_notes(folder: Path) -> dict[int, Note]:
 
 def newest_step(output_dir: str) -> int:
     """Step of the newest checkpoint in a run's folder; 0 for none."""
-    return max(checkpoint.steps(Path(output_dir).expanduser() / run_folder.CHECKPOINTS), default=0)
+    return max(checkpoint.steps(expanded(output_dir, "--output_dir") / run_folder.CHECKPOINTS), default=0)
 
 
 def is_finished(config: Config) -> bool:
@@ -81,7 +83,7 @@ def is_finished(config: Config) -> bool:
     A finished run that is to go on (more steps than its summary tells, or checkpoints that go beyond it) is not, nor
     one with other options: training itself then goes on or says what differs, and the job must not end in silence.
     """
-    folder = Path(config.output.output_dir).expanduser()
+    folder = expanded(config.output.output_dir, "--output_dir")
     try:
         done = int(json.loads((folder / run_folder.SUMMARY).read_text(encoding="utf-8"))["steps"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -102,7 +104,7 @@ def is_finished(config: Config) -> bool:
 
 def remember(folder: Path, memory: Memory) -> None:
     """Write what a job keeps between its starts."""
-    checkpoint.replace_text(folder / MEMORY, json.dumps(asdict(memory), indent=1) + "\n")
+    replace_file(folder / MEMORY, f"{json.dumps(asdict(memory), indent=1)}\n".encode())
 
 
 def recall(folder: Path) -> Memory | None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from anima.config.flags import filled_in
+from anima.config.paths import expanded
 from anima.config.schema import ModelConfig
 from anima.errors import ModelError
 from anima.train import checkpoint
@@ -72,7 +73,7 @@ def base_files(source: Path) -> list[Path]:
 
 
 def _source(name_or_path: str) -> Path:
-    folder = Path(name_or_path).expanduser()
+    folder = expanded(name_or_path)
     if folder.is_dir():
         return folder.resolve()
     from huggingface_hub import snapshot_download

@@ -1,5 +1,5 @@
-"""The options of a run and what fills them: checks, policy, preference, benchmarks, schema, spelling, flags,
-cli, deepspeed_json.
+"""The options of a run and what fills them: checks, policy, preference, benchmarks, schema, spelling, paths,
+flags, cli, deepspeed_json.
 
 Each file imports only earlier ones. Needs nothing heavy: a mistake is told before torch is imported.
 """

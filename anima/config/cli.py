@@ -19,7 +19,9 @@ import tyro
 import yaml
 
 from anima.config.flags import Flag, Given, flag_table, read_argv, unknown_name, with_environment, wrong_value
+from anima.config.paths import expanded
 from anima.config.schema import Config
+from anima.disk import replace_file
 from anima.errors import ConfigError
 
 Schema = TypeVar("Schema")
@@ -164,15 +166,7 @@ def write_config(config: Config, path: str | Path) -> None:
     """Write `to_yaml` to `path`: the old file or the whole new one, never a part of it."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with staging.open("w", encoding="utf-8") as stream:
-            stream.write(to_yaml(config))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(staging, target)
-    finally:
-        staging.unlink(missing_ok=True)
+    replace_file(target, to_yaml(config).encode())
 
 
 def _print_help(schema: type, prog: str) -> NoReturn:
@@ -240,7 +234,7 @@ def _typed(flag: Flag, given: Given) -> object:
 def _yaml_entries(path: str) -> list[tuple[yaml.Node, yaml.Node]]:
     """Keys and values of a YAML file, each with its line, before PyYAML gives them types."""
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        text = expanded(path, "--config").read_text(encoding="utf-8-sig")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
         raise _no_yaml_file(path, error) from None
@@ -290,7 +284,7 @@ def _yaml_entry(name: str, value: object) -> str:
 
 
 def _no_yaml_file(path: str, error: OSError) -> ConfigError:
-    beside = sorted(str(item) for item in Path(path).expanduser().parent.glob("*.yaml"))
+    beside = sorted(str(item) for item in expanded(path, "--config").parent.glob("*.yaml"))
     return ConfigError(
         "the config file cannot be read",
         where="--config",

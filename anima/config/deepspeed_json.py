@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anima.config.paths import expanded
 from anima.config.schema import Config
 from anima.config.spelling import nearest
 from anima.errors import ConfigError
@@ -144,7 +145,7 @@ class _Source:
 
 
 def _read(name: str) -> _Source:
-    written = Path(name).expanduser()
+    written = expanded(name, "--deepspeed")
     candidates = [written] if written.is_absolute() else [written, REPOSITORY / written]
     path = next((item for item in candidates if item.is_file()), None)
     if path is None:

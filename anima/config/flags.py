@@ -4,7 +4,6 @@ Knows neither how text becomes a value (cli.py) nor what an option means (schema
 """
 
 import ast
-import os
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from anima.config.paths import with_home
 from anima.config.spelling import nearest
 from anima.errors import ConfigError
 
@@ -124,7 +124,7 @@ def filled_in(folder: str, where: str, environ: Mapping[str, str]) -> str:
                 got=folder,
                 fix=f"write the folder out, or start it where {name} is set (wandb agent sets WANDB_*)",
             )
-    return os.path.expanduser(_VARIABLE.sub(lambda found: environ[found[1] or found[2]], folder))
+    return with_home(_VARIABLE.sub(lambda found: environ[found[1] or found[2]], folder), where)
 
 
 def read_argv(argv: Sequence[str], flags: Mapping[str, Flag]) -> dict[str, Given]:

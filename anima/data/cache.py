@@ -5,13 +5,13 @@ A folder that exists is whole. The lock is the kernel's, so it goes with its hol
 
 import fcntl
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from anima.disk import sync
 from anima.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -74,23 +74,14 @@ def _build(folder: Path, build: Callable[[Path], None]) -> bool:
     try:
         build(temporary)
         for path in (*temporary.iterdir(), temporary):
-            _sync(path)
+            sync(path)
         try:
             temporary.rename(folder)
         except OSError:
             if not folder.is_dir():
                 raise
             return False  # without a lock, another process was faster; its folder is as good
-        _sync(folder.parent)
+        sync(folder.parent)
         return True
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Wait until the file's or folder's content has reached the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,10 +6,11 @@ moments before it was hashed is not remembered: it could be written again within
 
 import hashlib
 import json
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
+
+from anima.disk import replace_file
 
 LARGE_BYTES = 16 << 20
 """Smaller files are hashed in milliseconds, and leave nothing behind."""
@@ -71,6 +72,4 @@ def _remembered(memory: Path, state: dict[str, int]) -> str | None:
 
 def _remember(memory: Path, entry: dict[str, object]) -> None:
     memory.parent.mkdir(parents=True, exist_ok=True)
-    staging = memory.with_suffix(f".{os.getpid()}.tmp")
-    staging.write_text(json.dumps(entry), "utf-8")
-    os.replace(staging, memory)
+    replace_file(memory, json.dumps(entry).encode())

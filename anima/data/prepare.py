@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from anima.config.paths import expanded
 from anima.config.schema import DataConfig
 from anima.data.cache import build_once
 from anima.data.dataset import SequenceWriter, TokenizedDataset
@@ -136,7 +137,7 @@ def tokenise(
     """
     train_sources = resolve(config.train_files, "train_files", streaming=config.hub_streaming)
     eval_sources = resolve(config.eval_files, "eval_files", weights=False, streaming=config.hub_streaming)
-    cache_dir = Path(config.data_cache_dir).expanduser()
+    cache_dir = expanded(config.data_cache_dir, "--data_cache_dir")
     identity = {**_identity(config, tokenizer, template), "records": kind.name}
     train_hashes = [source.content_hash(cache_dir) for source in train_sources]
     eval_hashes = [source.content_hash(cache_dir) for source in eval_sources]
@@ -249,7 +250,7 @@ class _Builder(Generic[Dataset]):
         self._kind = kind
         self._config = config
         self._work = RowWork(kind, config, tokenizer, template)
-        self._cache_dir = Path(config.data_cache_dir).expanduser()
+        self._cache_dir = expanded(config.data_cache_dir, "--data_cache_dir")
 
     def build(self, sources: tuple[Source, ...], key: str) -> TokenizedSet[Dataset]:
         folder = self._cache_dir / key[:32]

@@ -4,9 +4,9 @@ Knows how to load, not what is asked.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
+from anima.config.paths import expanded
 from anima.data.records import Message
 from anima.evaluation.answers import Answer, answers_of_file
 from anima.evaluation.contestants import Contestant
@@ -23,7 +23,7 @@ def check_contestant(contestant: Contestant, questions: Sequence[Question], fiel
         DataError: the file of answers cannot be used.
     """
     if contestant.kind == "adapter":
-        check_model_source(read_adapter_record(Path(contestant.path).expanduser()).model_name_or_path)
+        check_model_source(read_adapter_record(expanded(contestant.path)).model_name_or_path)
     elif contestant.kind == "base":
         check_model_source(contestant.path)
     else:

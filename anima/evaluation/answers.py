@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from anima.config.paths import expanded
 from anima.data.json_rows import read_jsonl
 from anima.errors import ConfigError, DataError
 from anima.evaluation.contestants import Contestant
@@ -155,7 +156,7 @@ def answers_of_file(path: str, questions: Sequence[Question], field: QuestionFie
     Raises:
         DataError: no such file, a row without the two keys, an id given twice, or a question without an answer.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         raise DataError("no such file of answers", where=f"--contestants file:…={path}", fix="check the path")
     by_id: dict[str, str] = {}

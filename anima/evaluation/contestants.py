@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from anima.config.paths import expanded
 from anima.errors import ConfigError, DataError
 from anima.inference.adapter_folder import AdapterRecord, read_record
 
@@ -105,7 +106,7 @@ def contestants_of_runs(runs: Sequence[str], previous: str | None) -> list[Conte
     """
     adapters: list[Contestant] = []
     bases: dict[tuple[str, str], Contestant] = {}
-    records = [(Path(run).expanduser(), read_record(Path(run).expanduser() / "adapter")) for run in runs]
+    records = [(expanded(run), read_record(expanded(run) / "adapter")) for run in runs]
     objectives = [record.objective for _, record in records]
     for folder, record in records:
         alone = objectives.count(record.objective) == 1
@@ -115,7 +116,7 @@ def contestants_of_runs(runs: Sequence[str], previous: str | None) -> list[Conte
         bases.setdefault(identity, _base_of(record, "base" if not bases else f"base-{len(bases) + 1}"))
     contestants = [*bases.values(), *adapters]
     if previous is not None:
-        best = _previous_best(Path(previous).expanduser())
+        best = _previous_best(expanded(previous))
         if best not in [contestant.path for contestant in adapters]:
             contestants.append(Contestant("previous-best", "adapter", best))
     return contestants

@@ -7,11 +7,11 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
 
+from anima.disk import replace_file
 from anima.errors import ConfigError, DataError
 
 
@@ -98,14 +98,10 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         ConfigError: the place cannot be written.
     """
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(staging, path)
+        replace_file(path, text.encode(errors="replace"))
     except OSError as error:
-        with suppress(OSError):  # the folder itself may be missing
-            staging.unlink()
         raise ConfigError("the file cannot be written", where=path, got=error.strerror) from None
 
 

@@ -6,12 +6,12 @@ Input is JSON lines with `model_a`, `model_b`, `winner` (model_a, model_b, tie) 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anima.config.paths import expanded
 from anima.data.json_rows import read_jsonl
 from anima.errors import DataError
 
@@ -136,7 +136,7 @@ def read_matches(path: str) -> list[Match]:
     Raises:
         DataError: no such file, no match in it, or a row that is none; `file:line` and the key are named.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         raise DataError("no such match file", where=f"--matches {path}", fix="check the path")
     matches = [_match(row.values, f"{path}{row.place}") for row in read_jsonl(file, path)]

@@ -7,8 +7,8 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from anima.config.paths import expanded
 from anima.data.json_rows import read_json, read_jsonl
 from anima.data.tokenizer import Tokenizer, adds_bos, tokenize
 from anima.errors import DataError
@@ -32,7 +32,7 @@ def read_choices(path: str) -> list[Choice]:
     Raises:
         DataError: no such file, no question, or a row of another layout.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         raise DataError("no such file of questions", where=path, fix="check the path")
     choices = []

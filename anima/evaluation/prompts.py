@@ -9,8 +9,8 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from anima.config.paths import expanded
 from anima.data.json_rows import read_jsonl
 from anima.errors import ConfigError, DataError
 from anima.evaluation.verdict_text import Style
@@ -112,7 +112,7 @@ def load_prompts(source: str) -> dict[str, JudgePrompt]:
     """
     if source in BUILT_IN:
         return built_in_prompts(source)
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not path.is_file():
         raise ConfigError(
             "no such judge prompts",

@@ -3,9 +3,9 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
+from anima.config.paths import expanded
 from anima.data.json_rows import read_json, read_jsonl
 from anima.errors import DataError
 
@@ -36,7 +36,7 @@ def read_questions(path: str, field: QuestionField = "text") -> list[Question]:
     Raises:
         DataError: no such file, no question, a key missing, or an id given twice.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         raise DataError("no such question file", where=f"--questions {path}", fix="check the path")
     rows = read_jsonl(file, path) if file.suffix == ".jsonl" else read_json(file, path)

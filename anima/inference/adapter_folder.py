@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from anima.config.paths import expanded
 from anima.data.records import Conversation, Message
 from anima.data.segments import Template, join
 from anima.errors import ModelError
@@ -103,7 +104,7 @@ def read_adapter_record(folder: Path) -> AdapterRecord:
 
 def has_record(model_name_or_path: str | None) -> bool:
     """Whether a model's folder is a merge of ours, which says in which template it was trained."""
-    return model_name_or_path is not None and (Path(model_name_or_path).expanduser() / RECORD).is_file()
+    return model_name_or_path is not None and (expanded(model_name_or_path) / RECORD).is_file()
 
 
 def check_template(record: AdapterRecord, template: Template, folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from anima.config.paths import expanded
 from anima.config.schema import ChatTemplate, ModelConfig
 from anima.data.records import Message
 from anima.data.templates import Template, make_template
@@ -130,7 +131,7 @@ def named_adapters(specs: Sequence[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for spec in specs:
         name, equals, path = spec.partition("=")
-        folder = Path(path if equals else spec).expanduser()
+        folder = expanded(path if equals else spec, "--adapter")
         if not equals:
             kind = read_record(folder).objective
             name = kind
@@ -206,7 +207,7 @@ def _base_config(settings: SpeakerSettings, records: Mapping[str, AdapterRecord]
 def _base_voice(settings: SpeakerSettings, config: ModelConfig) -> tuple[PreTrainedTokenizerBase, Template]:
     """A base speaks as training would choose for it; a merged model as its record says."""
     tokenizer = load_tokenizer(config)
-    folder = Path(config.model_name_or_path).expanduser()
+    folder = expanded(config.model_name_or_path)
     if (folder / RECORD).is_file():
         record = read_record(folder)
         template = make_template(_template_name(settings, record), tokenizer, mask_answers=False)
@@ -236,7 +237,7 @@ def load_answerer(adapter_dir: str, *, device: str = "auto", model_name_or_path:
     Raises:
         ModelError: as `load_speakers`.
     """
-    folder = Path(adapter_dir).expanduser()
+    folder = expanded(adapter_dir)
     speakers = load_speakers(SpeakerSettings({"adapter": folder}, model_name_or_path, device))
     return speakers.answerer("adapter")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from anima.config.paths import expanded
 from anima.config.schema import ChatTemplate, ModelConfig
 from anima.data.encode import Encoder
 from anima.data.records import Conversation, Message
@@ -44,8 +45,8 @@ def prepare_merge(request: MergeRequest, compute: Compute) -> Prepared:
         ModelError: an adapter of another base, shape, template or order; missing files; a folder in the way.
     """
     if request.output_dir is not None:
-        check_new(Path(request.output_dir).expanduser())
-    folders = [Path(adapter).expanduser() for adapter in request.adapters]
+        check_new(expanded(request.output_dir, "--output_dir"))
+    folders = [expanded(adapter) for adapter in request.adapters]
     records = tuple(read_record(folder) for folder in folders)
     tokenizer, template = _agreed_template(request, records, folders)
     base = open_base(
@@ -184,7 +185,7 @@ def run_merge(prepared: Prepared, on_bytes: Callable[[int, int], None]) -> dict[
     if request.output_dir is None:
         return fold(folding, request.into, rows, writer=None, on_bytes=on_bytes)
     need = folding.expected_bytes + (64 << 20)
-    with new_folder(Path(request.output_dir).expanduser(), need_bytes=need) as folder:
+    with new_folder(expanded(request.output_dir, "--output_dir"), need_bytes=need) as folder:
         writer = ShardWriter(folder, request.shard_bytes)
         drifts = fold(folding, request.into, rows, writer=writer, on_bytes=on_bytes)
         writer.finish()

@@ -6,11 +6,11 @@ are chosen.
 
 from typing import cast
 
-import psutil
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, StaticCache, StaticLayer
 
+from anima.free_memory import free_host_memory
 from anima.model.kernels import RotaryAttention
 from anima.model.replay import Recorder, ReplayedStep
 
@@ -50,7 +50,7 @@ def can_decode(model: PreTrainedModel, rows: int, length: int) -> bool:
 def _free_bytes(device: torch.device) -> int:
     """Memory that this process can still take on a device."""
     if device.type != "cuda":
-        return int(psutil.virtual_memory().available)
+        return free_host_memory().size
     free, total = torch.cuda.mem_get_info(device)
     held = torch.cuda.memory_reserved(device)
     allowed = int(total * torch.cuda.get_per_process_memory_fraction(device)) - held

@@ -7,10 +7,12 @@ size; what comes back is used again. It is kept for the life of the model: a cha
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import psutil
 import torch
 from torch import Tensor
 
+from anima.free_memory import free_host_memory
+
+GIB = 2**30
 SLAB_BYTES = 512 << 20
 """What is pinned at a time: a power of two, so that torch rounds nothing up."""
 BLOCK_BYTES = 64 << 20
@@ -19,6 +21,8 @@ ALIGNMENT = 512
 """Bytes between starts of tensors within a block, as on the device."""
 HOST_SHARE = 0.8
 """Of the host memory that was free at the start, at most."""
+KEPT_SHARE = 0.1
+"""Of the same, what stays free whoever takes the rest: less than HOST_SHARE leaves, for slabs of all ranks round up."""
 
 
 class HostMemory:
@@ -27,7 +31,9 @@ class HostMemory:
     def __init__(self) -> None:
         """Nothing is pinned before the first tensor comes."""
         self._stream = torch.cuda.Stream() if torch.cuda.is_available() else None
-        self._room = int(HOST_SHARE * psutil.virtual_memory().available)
+        self._at_start = free_host_memory()
+        self.refusal: str | None = None
+        """Why there was no block when one was last asked for; None if there was."""
         self._slabs: list[Tensor] = []
         self._free: list[Tensor] = []
 
@@ -48,7 +54,12 @@ class HostMemory:
             torch.OutOfMemoryError: another slab would be more than HOST_SHARE allows, or cannot be pinned.
         """
         if not self._free:
-            self._free.extend(reversed(self._new_slab().split(BLOCK_BYTES)))
+            try:
+                self._free.extend(reversed(self._new_slab().split(BLOCK_BYTES)))
+            except torch.OutOfMemoryError as error:
+                self.refusal = str(error)
+                raise
+        self.refusal = None
         return self._free.pop()
 
     def take_back(self, blocks: list[Tensor]) -> None:
@@ -61,15 +72,17 @@ class HostMemory:
         blocks.clear()
 
     def _new_slab(self) -> Tensor:
-        if self.held_bytes + SLAB_BYTES > self._room:
-            raise torch.OutOfMemoryError(
-                f"activations that wait in host memory would take more than {self._room / 2**30:.1f} GiB of it"
-            )
+        held = f"{self.held_bytes / GIB:.1f} GiB"
+        if self.held_bytes + SLAB_BYTES > HOST_SHARE * self._at_start.size:
+            limit = f"{HOST_SHARE:.0%} of what was free of host memory at the start ({self._at_start})"
+            raise torch.OutOfMemoryError(f"activations that wait hold {held}, and may not take more than {limit}")
+        now = free_host_memory()  # other ranks on this machine take theirs from the same
+        if now.size - SLAB_BYTES < KEPT_SHARE * self._at_start.size:
+            raise torch.OutOfMemoryError(f"activations that wait hold {held} of host memory, and it ends: {now}")
         try:
             slab = torch.empty(SLAB_BYTES, dtype=torch.uint8, pin_memory=self._stream is not None)
         except RuntimeError as error:  # what CUDA says when the system lets no more be pinned
-            held = self.held_bytes / 2**30
-            raise torch.OutOfMemoryError(f"no more host memory can be pinned beside {held:.1f} GiB") from error
+            raise torch.OutOfMemoryError(f"no more host memory can be pinned beside {held}") from error
         self._slabs.append(slab)
         return slab
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from anima.config.paths import expanded
 from anima.config.schema import LoraConfig
 from anima.errors import ModelError
 from anima.model.fp8 import enable_fp8, uses_fp8
@@ -68,7 +69,7 @@ def attach_lora(
     targets = resolve_targets(model, config.lora_target_modules)
     if adapter_path is not None:
         check_adapter(config, adapter_path)
-        folder = str(Path(adapter_path).expanduser())
+        folder = str(expanded(adapter_path))
         stored = peft.PeftConfig.from_pretrained(folder)
         stored.inference_mode = False
         use_fused_layers(stored)
@@ -137,7 +138,7 @@ def check_adapter(config: LoraConfig, adapter_path: str) -> None:
     Raises:
         ModelError: files are missing, or rank or scale differ from the config's.
     """
-    folder = Path(adapter_path).expanduser()
+    folder = expanded(adapter_path)
     check_adapter_files(folder, f"--adapter_path {adapter_path}")
     stored = json.loads((folder / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
     for key, value in (("r", config.lora_r), ("lora_alpha", config.lora_alpha)):
@@ -235,7 +236,7 @@ def adapter_hash(folder: str) -> str:
     Raises:
         ModelError: files are missing.
     """
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     check_adapter_files(path, folder)
     stored = json.loads((path / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
     digest = hashlib.sha256(repr((stored.get("r"), stored.get("lora_alpha"), stored.get("use_rslora"))).encode())
@@ -261,7 +262,7 @@ def with_other_adapter(model: PeftModel, folder: str) -> Iterator[None]:
     Raises:
         ModelError: files are missing, or its matrices do not fit the model.
     """
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     check_adapter_files(path, folder)
     trained = model.active_adapter
     dtype = next(iter(trainable_parameters(model).values())).dtype

@@ -3,7 +3,6 @@
 Owns the rule that a model folder which exists is whole. Does not know what is in it.
 """
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from anima.disk import sync
 from anima.errors import ModelError
 
 GIB = 2**30
@@ -69,10 +69,10 @@ def written_aside(output_dir: Path, *, need_bytes: int = 0) -> Iterator[Path]:
         yield partial_dir
         for path in sorted(partial_dir.rglob("*")):
             if path.is_file():
-                _flush(path)
-        _flush(partial_dir)
+                sync(path)
+        sync(partial_dir)
         partial_dir.rename(output_dir)
-        _flush(output_dir.parent)
+        sync(output_dir.parent)
     finally:
         shutil.rmtree(partial_dir, ignore_errors=True)
 
@@ -115,11 +115,3 @@ def check_disk(output_dir: Path, need_bytes: int) -> None:
             allowed=f"{need_bytes / GIB:.2f} GiB",
             fix="free some space, or choose a folder on another disk",
         )
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import bitsandbytes as bnb
-import psutil
 import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit, quantize_4bit
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer
+
+from anima.free_memory import free_host_memory
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ def hold_dense(model: PreTrainedModel) -> bool:
     """
     layers = nf4_layers(model)
     need = sum(layer.in_features * layer.out_features for layer in layers.values()) * model.dtype.itemsize
-    if need > DENSE_SHARE * psutil.virtual_memory().available:
+    if need > DENSE_SHARE * free_host_memory().size:
         return False
     for name, layer in layers.items():
         dense = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")

@@ -84,6 +84,12 @@ def host_memory_held(model: PreTrainedModel) -> int:
     return 0 if memory is None else memory.held_bytes
 
 
+def host_memory_refusal(network: nn.Module) -> str | None:
+    """Why the host had no room for activations when they last wanted some; None if it had."""
+    memories = (getattr(module, _HOST_MEMORY, None) for module in network.modules())
+    return next((memory.refusal for memory in memories if memory is not None), None)
+
+
 class CheapToRecompute(nn.Module):
     """A layer whose output need not be kept when its inputs are."""
 

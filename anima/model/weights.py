@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from anima.config.paths import expanded
 from anima.errors import ModelError
 from anima.model.tokenizer import check_model_source
 
@@ -32,7 +33,7 @@ def model_folder(name_or_path: str) -> Path:
         ModelError: no such folder, or the hub does not give it.
     """
     check_model_source(name_or_path)
-    path = Path(name_or_path).expanduser()
+    path = expanded(name_or_path)
     if path.is_dir():
         return path
     try:

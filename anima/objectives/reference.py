@@ -8,17 +8,18 @@ Knows neither models nor ranks.
 """
 
 import hashlib
+import io
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from anima.config.paths import expanded
 from anima.data.order import IndexArray
 from anima.data.pairs import LogpsArray
+from anima.disk import replace_file
 
 IDENTITY = "identity.json"
 
@@ -37,7 +38,7 @@ class ReferenceCache:
         self._pairs = pairs
         text = json.dumps(self._identity, sort_keys=True)
         self.key = hashlib.sha256(text.encode()).hexdigest()[:32]
-        self.folder = root.expanduser() / self.key
+        self.folder = expanded(root, "--reference_cache_dir") / self.key
 
     def load(self) -> tuple[LogpsArray, list[str]]:
         """What is known: fp32 (pairs, 2) with NaN for the unknown, and what was found and not used."""
@@ -67,14 +68,11 @@ class ReferenceCache:
         if not self._is_ours():
             for path in self.folder.glob("part-*.npz"):
                 path.unlink()
-            self._write(IDENTITY, json.dumps(self._identity, indent=1, sort_keys=True).encode())
+            replace_file(self.folder / IDENTITY, json.dumps(self._identity, indent=1, sort_keys=True).encode())
         digest = hashlib.sha256(numbers.astype("<i8").tobytes() + logps.astype("<f4").tobytes()).hexdigest()
-        descriptor, aside = tempfile.mkstemp(prefix=".part-", dir=self.folder)
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, numbers=numbers.astype(np.int64), logps=logps.astype(np.float32))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, self.folder / f"part-{digest[:16]}.npz")
+        part = io.BytesIO()
+        np.savez(part, numbers=numbers.astype(np.int64), logps=logps.astype(np.float32))
+        replace_file(self.folder / f"part-{digest[:16]}.npz", part.getvalue())
 
     def _is_ours(self) -> bool:
         try:
@@ -92,11 +90,3 @@ class ReferenceCache:
         if not np.isfinite(logps).all():
             raise ValueError("numbers that are not finite")
         return numbers, logps
-
-    def _write(self, name: str, content: bytes) -> None:
-        descriptor, aside = tempfile.mkstemp(prefix=f".{name}-", dir=self.folder)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, self.folder / name)

@@ -5,11 +5,11 @@ Checks what the format itself asks for. Knows nothing of which options a trainin
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import yaml
 
+from anima.config.paths import expanded
 from anima.config.spelling import nearest
 from anima.errors import ConfigError
 
@@ -123,9 +123,9 @@ def read_sweep(path: str) -> Sweep:
 
 def _read(path: str) -> str:
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8-sig")
+        return expanded(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        beside = sorted(map(str, Path(path).expanduser().parent.glob("*.yaml")))
+        beside = sorted(map(str, expanded(path).parent.glob("*.yaml")))
         raise ConfigError(
             "the sweep cannot be read",
             where=path,

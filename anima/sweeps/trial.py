@@ -12,6 +12,7 @@ from anima.cluster.outcome import read_notes
 from anima.entry import EXIT_DIR
 from anima.errors import DataError, RunStopped
 from anima.sweeps.command import trial_command, with_flags
+from anima.sweeps.guard import children, dying_with_us
 from anima.sweeps.journal import Trial
 from anima.sweeps.sweep_file import Sweep
 from anima.tracking.metrics_file import read_metrics
@@ -67,11 +68,12 @@ def run_trial(sweep: Sweep, trial: Trial, place: Place, stopping: Callable[[], b
         )
         asked = False
         next_request = 0.0
-        while process.poll() is None:
-            if stopping() and time.monotonic() >= next_request:
-                asked, next_request = True, time.monotonic() + ASK_SECONDS
-                ask_to_stop(process.pid)
-            time.sleep(POLL_SECONDS)
+        with dying_with_us(process, log):
+            while process.poll() is None:
+                if stopping() and time.monotonic() >= next_request:
+                    asked, next_request = True, time.monotonic() + ASK_SECONDS
+                    ask_to_stop(process.pid)
+                time.sleep(POLL_SECONDS)
     found = read_notes(notes)
     status = found[0].status if 0 in found else None
     done = replace(trial, seconds=trial.seconds + time.monotonic() - began, status=status)
@@ -108,12 +110,4 @@ def ask_to_stop(pid: int) -> None:
 
 def descendants(pid: int) -> list[int]:
     """Processes below a process."""
-    found: list[int] = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = [int(child) for child in path.read_text().split()]
-        except OSError:  # it has just ended
-            continue
-        for child in children:
-            found += [child, *descendants(child)]
-    return found
+    return [below for child in children(pid) for below in (child, *descendants(child))]

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from anima.disk import replace_file
 from anima.errors import DataError, TrackingError
 from anima.tracking.line_file import LineFile
 from anima.tracking.sample import Sample
@@ -115,12 +116,7 @@ def _rewind_file(path: Path, step: int) -> int:
             file.writelines(dropped)
             file.flush()
             os.fsync(file.fileno())
-        aside = path.with_name(f".{path.name}.rewound")
-        with aside.open("wb") as file:
-            file.writelines(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        replace_file(path, b"".join(kept))
     return latest
 
 

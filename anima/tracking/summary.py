@@ -3,14 +3,12 @@
 Pure functions of `RunSummary`, apart from `write_summary`. Does not know where the numbers come from.
 """
 
-import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from anima.disk import replace_file
 from anima.tracking.metrics_file import json_safe
 from anima.tracking.progress import format_duration
 from anima.tracking.sample import Sample
@@ -104,19 +102,7 @@ def write_summary(path: Path, summary: RunSummary) -> None:
         OSError: The disk refuses; an older file at `path` is untouched.
     """
     text = json.dumps(summary.to_json(), ensure_ascii=False, allow_nan=False, indent=2)
-    descriptor, staging = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{text}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes private files; this one is for everybody who may read the folder.
-        os.chmod(staging, 0o644)
-        os.replace(staging, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(staging)
-        raise
+    replace_file(path, f"{text}\n".encode(errors="backslashreplace"))
 
 
 def format_summary(summary: RunSummary, columns: int = 90) -> str:

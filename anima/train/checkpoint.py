@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anima.disk import replace_file, sync
 from anima.errors import CheckpointError
 from anima.train import faults
 
@@ -44,7 +45,7 @@ def commit(root: Path, step: int, write: Callable[[Path], None], *, keep: int, s
     """
     final = root / f"{PREFIX}{step}"
     write_folder(final, write, step=step, score=score)
-    replace_text(root / LATEST, final.name)
+    replace_file(root / LATEST, final.name.encode())
     faults.fire("save.latest", step)
     prune(root, keep)
     return final
@@ -77,7 +78,7 @@ def write_folder(
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    _sync_folder(final.parent)
+    sync(final.parent)
     faults.fire("save.rename", step)
 
 
@@ -104,11 +105,11 @@ def write_manifest(folder: Path, *, step: int | None = None, score: float | None
     """Sync every file of `folder` to disk and list it with size and sha256 in manifest.json."""
     files = {}
     for path in _content(folder):
-        _sync_file(path)
+        sync(path)
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     listed: dict[str, Any] = {"step": step, "score": score, "files": files}
-    replace_text(folder / MANIFEST, json.dumps(listed | {"digest": _digest(listed)}, indent=1))
-    _sync_folder(folder)
+    replace_file(folder / MANIFEST, json.dumps(listed | {"digest": _digest(listed)}, indent=1).encode())
+    sync(folder)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -263,16 +264,6 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
     return load_file(path)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file so that readers see the old content or the new, also after a power cut."""
-    aside = path.with_name(f".{path.name}-{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
 def sha256_of(path: Path) -> str:
     """Hex digest of a file's content."""
     with path.open("rb") as file:
@@ -285,16 +276,3 @@ def _content(folder: Path) -> list[Path]:
 
 def _digest(listed: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import psutil
 import torch
 
 from anima import distributed
@@ -19,6 +18,7 @@ from anima.data.loader import EvalLoader, StepLoader
 from anima.data.order import IndexArray
 from anima.distributed import Ranks
 from anima.errors import OutOfMemory
+from anima.free_memory import free_host_memory
 from anima.model.host_memory import HOST_SHARE
 from anima.model.packed import PackedModel
 from anima.model.recompute import apply_policy, host_memory_held
@@ -147,7 +147,7 @@ class _Search:
     def _host_room(self) -> float:
         """Host memory that a rank may take on the machine with the least for each of its ranks."""
         held = host_memory_held(self._network.causal_lm)  # by measuring, for activations: as good as free
-        everywhere = distributed.gather_objects((platform.node(), psutil.virtual_memory().available, held))
+        everywhere = distributed.gather_objects((platform.node(), free_host_memory().size, held))
         machines = [machine for machine, *_ in everywhere]
         held_on = {name: sum(part for machine, _, part in everywhere if machine == name) for name in machines}
         shares = (HOST_SHARE * (free + held_on[name]) / machines.count(name) for name, free, _ in everywhere)

@@ -11,6 +11,7 @@ import torch
 
 from anima import distributed
 from anima.errors import OutOfMemory
+from anima.model.recompute import host_memory_refusal
 from anima.train import faults
 from anima.train.discarded import discarded, release, run_pass
 from anima.train.run import Run
@@ -104,6 +105,9 @@ def out_of_memory(run: Run, micro_batches: Sequence[Any], when: str) -> OutOfMem
         levers.append("--recompute all/N (the inputs of N layers wait in host memory: for the longest sequences)")
     levers.append("more GPUs shrink optimizer state and gradients, not activations; --lora_r shrinks both")
     memory = "" if used is None else f"; {used:.1f} GiB of activations, {free:.1f} of {total:.1f} GiB free"
+    if refusal := host_memory_refusal(run.engine.network):
+        memory = f"; {refusal}"
+        levers.insert(0, "fewer layers behind the / of --recompute, or a larger share of the host (Slurm: --mem)")
     return OutOfMemory(
         f"rank {run.engine.ranks.rank} ran out of memory {when}",
         where=f"a micro-batch of {tokens} tokens in {len(lengths)} sequences, the longest {max(lengths)}",

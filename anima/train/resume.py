@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from anima import distributed
+from anima.config.paths import expanded
 from anima.config.schema import Config
 from anima.errors import CheckpointError
 from anima.train import checkpoint, optimizer_state, run_folder, saving
@@ -64,13 +65,13 @@ def choose(config: Config) -> tuple[Origin | None, tuple[str, ...]]:
     """
     if config.resume == "never":
         return None, ()
-    own = (Path(config.output.output_dir).expanduser() / run_folder.CHECKPOINTS).resolve()
+    own = (expanded(config.output.output_dir, "--output_dir") / run_folder.CHECKPOINTS).resolve()
     notices: list[str] = []
     if config.resume == "auto":
         folder, passed_over = checkpoint.newest_whole(own)
         notices += [f"passed over {found.folder.name}: {'; '.join(found.problems)}" for found in passed_over]
     else:
-        folder = Path(config.resume).expanduser().resolve()
+        folder = expanded(config.resume, "--resume").resolve()
         if why := checkpoint.problems(folder):
             raise CheckpointError(
                 "the checkpoint is not whole",

@@ -3,9 +3,9 @@
 import errno
 import fcntl
 import os
-from pathlib import Path
 from typing import IO
 
+from anima.config.paths import expanded
 from anima.errors import CheckpointError
 
 CONFIG = "config.yaml"
@@ -29,7 +29,7 @@ def check_run_folder(output_dir: str, resume: str = "never") -> None:
     Raises:
         CheckpointError: see above.
     """
-    folder = Path(output_dir).expanduser()
+    folder = expanded(output_dir, "--output_dir")
     traces = [name for name in (SUMMARY, ADAPTER, CHECKPOINTS) if (folder / name).exists()]
     metrics = folder / METRICS
     if metrics.is_file() and metrics.stat().st_size:  # a run that failed before its first line left nothing of value
@@ -37,7 +37,7 @@ def check_run_folder(output_dir: str, resume: str = "never") -> None:
     if resume == "auto":
         goes_on = (folder / CHECKPOINTS).exists() or not (folder / SUMMARY).exists()
     else:
-        goes_on = Path(resume).expanduser().resolve().parent == (folder / CHECKPOINTS).resolve()
+        goes_on = expanded(resume, "--resume").resolve().parent == (folder / CHECKPOINTS).resolve()
     if traces and not goes_on:
         finished = ": a finished run that left no checkpoints" if resume == "auto" else ""
         raise CheckpointError(
@@ -66,7 +66,7 @@ def claim(output_dir: str) -> IO[str] | None:
     Raises:
         CheckpointError: another process, alive, holds the folder.
     """
-    folder = Path(output_dir).expanduser()
+    folder = expanded(output_dir, "--output_dir")
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / LOCK).open("a+", encoding="utf-8")
     try:

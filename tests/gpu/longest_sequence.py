@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from bench_sft import build
 from make_shape import SHAPES
@@ -28,6 +27,7 @@ from transformers import LlamaConfig, MistralConfig
 from anima import distributed
 from anima.data.batching import collate
 from anima.data.encode import TokenSequence
+from anima.free_memory import free_host_memory
 from anima.model.compute import choose_compute, claim_device
 from anima.model.recompute import apply_policy, host_memory_held
 from anima.objectives.sft import SupervisedFineTuning
@@ -59,7 +59,7 @@ def main() -> None:
     apply_policy(engine.network.causal_lm, options.recompute)  # type: ignore[union-attr, arg-type]
     print(
         f"{torch.cuda.get_device_name()}, {torch.cuda.memory_allocated() / GIB:.1f} GiB before the first step, "
-        f"{psutil.virtual_memory().available / GIB:.1f} GiB of host memory free",
+        f"host memory: {free_host_memory()}",
         flush=True,
     )
     results = []

@@ -1,9 +1,9 @@
 """Blocks of pinned memory: bytes come back as they went, blocks are used again, the limit holds."""
 
-import psutil
 import pytest
 import torch
 
+from anima.free_memory import FreeMemory
 from anima.model import host_memory
 from anima.model.host_memory import HostMemory, Tape
 
@@ -63,13 +63,28 @@ def test_a_block_belongs_to_one_tape_at_a_time() -> None:
 
 
 def test_the_limit_counts_slabs_and_a_failed_write_can_be_released(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = psutil.virtual_memory()._replace(available=20480)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(host_memory, "free_host_memory", lambda: FreeMemory(20480, limit=3 << 30))
     memory = HostMemory()  # 0.8 x 20,480 = 16,384 bytes: two slabs, eight blocks
     tape = Tape(memory)
-    with pytest.raises(torch.OutOfMemoryError, match="host memory"):
+    with pytest.raises(
+        torch.OutOfMemoryError, match=r"may not take more than 80% .* of the 3.0 GiB that this job may use"
+    ):
         tape.write(torch.zeros(8 * 2048 + 1, dtype=torch.uint8))
+    assert "80%" in str(memory.refusal)
     assert memory.held_bytes == 16384
     tape.release()
     assert memory.used_bytes == 0
     Tape(memory).write(torch.zeros(8 * 2048, dtype=torch.uint8))
+    assert memory.refusal is None
+
+
+def test_a_tenth_stays_free_whoever_takes_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [FreeMemory(100_000), FreeMemory(18_192), FreeMemory(18_191)]  # at the start, and before each slab of 8,192
+    monkeypatch.setattr(host_memory, "free_host_memory", lambda: free.pop(0))
+    memory = HostMemory()
+    tape = Tape(memory)
+    tape.write(torch.zeros(8192, dtype=torch.uint8))
+    with pytest.raises(torch.OutOfMemoryError, match=r"of host memory, and it ends: 0\.0 GiB free"):
+        tape.write(torch.zeros(1, dtype=torch.uint8))
+    assert memory.held_bytes == 8192
+    assert "it ends" in str(memory.refusal)

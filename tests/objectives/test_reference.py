@@ -79,7 +79,7 @@ def test_a_write_that_was_cut_off_leaves_nothing_to_read(tmp_path: Path, monkeyp
     def fail(source: object, target: object) -> None:
         raise OSError("killed here")
 
-    monkeypatch.setattr("anima.objectives.reference.os.replace", fail)
+    monkeypatch.setattr("anima.disk.os.replace", fail)
     with pytest.raises(OSError, match="killed here"):
         cache.add(np.array([4]), np.array([[-4.0, -4.5]], dtype=np.float32))
     assert np.array_equal(cache.load()[0], before, equal_nan=True)

@@ -4,15 +4,19 @@ A sweep of real trainings is in test_wandb_sweep.py.
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from workspace import environment, make_workspace
+
+from anima.sweeps.guard import children, dying_with_us
 
 TRAIN = '''
 """Stands for a launcher with a training: writes what a run leaves, as fast as it can."""
@@ -45,7 +49,8 @@ rows = [{"step": step, "eval/loss": loss + 1 - step} for step in (0, 1)]
 '''
 LAUNCH = """
 import subprocess, sys
-sys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))  # as launchers are: SIGUSR1 would end it
+# As launchers are: SIGUSR1 would end it, and torchrun's ranks have sessions of their own.
+sys.exit(subprocess.call([sys.executable, *sys.argv[1:]], start_new_session=True))
 """
 SWEEP = """\
 program: launch/train.py
@@ -150,6 +155,69 @@ def test_a_killed_sweep_takes_its_trial_again(folder: Path) -> None:
     assert code == 0, output
     assert output.count("trial-001 begins: learning_rate 0.0003") == 1
     assert output.count("trial-002 finished") == 1
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Commands of the processes that live and have their home in the folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended
+            words = (process / "cmdline").read_text().split("\0")
+            if words != [""] and f"HOME={folder / 'home'}" in (process / "environ").read_text().split("\0"):
+                found.append(" ".join(words))
+    return found
+
+
+def test_kill_9_of_a_sweep_ends_its_trial_at_once_and_the_same_command_goes_on(folder: Path) -> None:
+    write(folder, [32])
+    process = start(folder, "--trials", "1")
+    trial = folder / "runs/sweeps/sweep/trial-001"
+    deadline = time.monotonic() + 60
+    while not (trial / "slow").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running = processes_of(folder)
+    for part in ("launch/sweep.py", "sweeps/guard.py", "launch_fast.py train_fast.py", "python train_fast.py"):
+        assert any(part in command for command in running), (part, running)
+    process.kill()
+    output, _ = process.communicate(timeout=60)
+    deadline = time.monotonic() + 10  # of the 60 seconds that the trial would go on
+    while processes_of(folder) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_of(folder) == []
+    assert "the sweep has died" in (folder / "runs/sweeps/sweep/trial-001.log").read_text()
+    (trial / "saved").touch()  # it is fast now
+    code, output = run(folder, "--trials", "1")
+    assert code == 0, output
+    assert "trial-001 finished" in output
+    assert processes_of(folder) == []
+
+
+def test_signals_to_the_whole_job_leave_the_guard(tmp_path: Path) -> None:
+    """Slurm sends them to all processes of a step; the trial may still be saving when its sweep is killed then."""
+    with (tmp_path / "log").open("wb") as log:
+        sleeper = subprocess.Popen(["sleep", "60"], start_new_session=True)
+        with dying_with_us(sleeper, log):  # left while it runs: as if this process had died
+            guard = next(child for child in children(os.getpid()) if child != sleeper.pid)
+            deadline = time.monotonic() + 30
+            ignored = 0
+            while not ignored and time.monotonic() < deadline:
+                status = Path(f"/proc/{guard}/status").read_text()
+                ignored = int(status.split("SigIgn:")[1].split()[0], 16) >> (signal.SIGUSR2 - 1) & 1
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+                os.kill(guard, number)
+            assert sleeper.poll() is None
+        assert sleeper.wait(10) == -signal.SIGKILL
+
+
+def test_a_trial_that_is_over_is_left_alone(tmp_path: Path) -> None:
+    """Its number may be another process's by then: whoever leads that group must live."""
+    with (tmp_path / "log").open("wb") as log:
+        leader = subprocess.Popen(["sh", "-c", "sleep 60 & exit 0"], start_new_session=True)
+        with dying_with_us(leader, log):
+            leader.wait()
+        os.killpg(leader.pid, 0)  # what it left behind is there
+        os.killpg(leader.pid, signal.SIGKILL)
+    assert (tmp_path / "log").read_bytes() == b""
 
 
 def test_three_failures_in_a_row_end_it_with_what_was_printed(folder: Path) -> None:

@@ -7,6 +7,10 @@ from typing import Any
 import torch
 from conftest import ZERO_2, RunRanks
 
+from anima.model import recompute
+from anima.train.rehearsal import out_of_memory
+from anima.train.run import Plan
+
 
 def train_twice(model_dir: str) -> list[dict[str, Any]]:
     """Two steps with dropout and 8-bit moments, without a rehearsal before and with one."""
@@ -82,3 +86,24 @@ def test_a_rehearsal_changes_nothing(run_ranks: RunRanks, tiny_llama_dir: Path) 
     for kind in ("vectors", "scales"):
         assert rehearsed[kind].keys() == plain[kind].keys()
         assert all(torch.equal(rehearsed[kind][name], plain[kind][name]) for name in plain[kind])
+
+
+def test_a_full_host_is_named_instead_of_the_device() -> None:
+    """Nothing else tells: the device has room, and the message's other advice is about the device."""
+    network = torch.nn.Linear(1, 1)
+    memory = SimpleNamespace(refusal="no more than 80% of 9.0 GiB free of the 64.0 GiB that this job may use")
+    setattr(network, recompute._HOST_MEMORY, memory)
+    engine = SimpleNamespace(network=network, device=torch.device("cpu"), ranks=SimpleNamespace(rank=3))
+    run = SimpleNamespace(
+        engine=engine,
+        plan=Plan(30, "cheap/4"),
+        config=SimpleNamespace(
+            data=SimpleNamespace(sequence_limit=8), optimization=SimpleNamespace(recompute="cheap/4")
+        ),
+    )
+    batches = [SimpleNamespace(document_lengths=[20, 10])]
+    message = str(out_of_memory(run, batches, "in step 4"))  # type: ignore[arg-type]
+    assert "--recompute cheap/4; no more than 80% of 9.0 GiB free of the 64.0 GiB" in message
+    assert "fix:     fewer layers behind the / of --recompute" in message
+    memory.refusal = None
+    assert "layers behind" not in str(out_of_memory(run, batches, "in step 4"))  # type: ignore[arg-type]

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from turns import REPOSITORY, wait_for_turn
+
 sys.path.insert(0, str(REPOSITORY))
 SPLIT_SEED = 0
 
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--data_cache_dir", required=True)
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--in_turn", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.json.write_text(json.dumps(measure(options)))
 
@@ -61,14 +63,20 @@ def metrics_of(
     adapters: list[Path], *, model: str, rows: list[str], work_dir: Path, flags: list[str]
 ) -> list[dict[str, float]]:
     """The held-out metrics of every adapter, measured in a process of its own that leaves the GPU afterwards."""
-    report = work_dir / "held_out.json"
-    command = [
-        *(sys.executable, __file__, "--model", model, "--rows", *rows, "--adapters", *map(str, adapters)),
-        *("--data_cache_dir", str(work_dir / "data"), "--json", str(report), *flags),
-    ]
+    command = metrics_command(adapters, model=model, rows=rows, work_dir=work_dir, flags=flags)
     subprocess.run(command, check=True, cwd=REPOSITORY)
-    found: dict[str, dict[str, float]] = json.loads(report.read_text())
+    found: dict[str, dict[str, float]] = json.loads((work_dir / "held_out.json").read_text())
     return [found[str(folder)] for folder in adapters]
+
+
+def metrics_command(
+    adapters: list[Path], *, model: str, rows: list[str], work_dir: Path, flags: list[str]
+) -> list[str]:
+    """What measures adapters into held_out.json in `work_dir`."""
+    return [
+        *(sys.executable, __file__, "--model", model, "--rows", *rows, "--adapters", *map(str, adapters)),
+        *("--data_cache_dir", str(work_dir / "data"), "--json", str(work_dir / "held_out.json"), *flags),
+    ]
 
 
 def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -90,6 +98,8 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     from anima.objectives.preference import PreferenceOptimization
     from anima.objectives.sft import SupervisedFineTuning
 
+    if options.in_turn:
+        wait_for_turn()
     on_gpu = options.device != "cpu" and torch.cuda.is_available()
     compute = choose_compute("cuda" if on_gpu else "cpu", "bf16" if on_gpu else "fp32", 0)
     claim_device(compute, None)

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from turns import wait_for_turn
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
@@ -30,9 +32,9 @@ def main() -> None:
     parser.add_argument("--warmup_ratio", type=float, required=True)
     parser.add_argument("--warm_up_steps", type=int, required=True, help="the clock starts behind them")
     parser.add_argument("--grouped", action="store_true", help="rows of one length together instead of our order")
+    parser.add_argument("--dtype", choices=("bf16", "fp32"), required=True)
     parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
     options = parser.parse_args()
-    options.output_dir.mkdir(parents=True)
     run(options)
 
 
@@ -43,7 +45,7 @@ def load(options: argparse.Namespace) -> Any:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     on_gpu = options.device == "cuda"
-    dtype = torch.bfloat16 if on_gpu else torch.float32
+    dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
     stored = "quantization_config" in json.loads((Path(options.model) / "config.json").read_text("utf-8"))
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -61,6 +63,13 @@ def load(options: argparse.Namespace) -> Any:
     return PeftModel.from_pretrained(base, options.start, is_trainable=True)
 
 
+def widen(model: Any) -> None:
+    """TRL (1.16) makes the adapter over a 4-bit base bf16 and trains it so, without fp32 masters; here it is fp32."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
 def run(options: argparse.Namespace) -> None:
     """Train, save adapters beside the clock, and write what was measured."""
     import pyarrow
@@ -72,6 +81,8 @@ def run(options: argparse.Namespace) -> None:
 
     from anima.train.schedule import learning_rate_at
 
+    wait_for_turn()
+    options.output_dir.mkdir(parents=True)
     on_gpu = options.device == "cuda"
     rows = [json.loads(line) for line in options.rows.read_text("utf-8").splitlines()]
     settings = SFTConfig(
@@ -83,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
         max_grad_norm=1.0,
         weight_decay=0.0,
         optim="paged_adamw_8bit" if on_gpu else "adamw_torch",
-        bf16=on_gpu,
+        bf16=options.dtype == "bf16",
         use_cpu=not on_gpu,
         gradient_checkpointing=False,
         max_length=None,
@@ -152,6 +163,8 @@ def run(options: argparse.Namespace) -> None:
         processing_class=AutoTokenizer.from_pretrained(options.model),
         callbacks=[Clock()],
     )
+    if options.dtype == "fp32":
+        widen(trainer.model)
     trainer.train()
     a_step = options.global_batch_size // options.micro_batch
     tokens = [int(count) for count in counts]

@@ -17,7 +17,7 @@ from anima.train import checkpoint
 @pytest.fixture(scope="module")
 def half(setting: Any) -> Any:
     """With the run `half`, killed in step 5 on one rank; its checkpoints are of steps 2 and 4."""
-    done = setting.run("half", "--logging_steps", "1", ranks=1, fault="kill@step:0:6")
+    done = setting.run("half", "--logging_steps", "1", ranks=1, fault="slow@step:0:5,kill@step:0:6")
     assert done.codes == (-9,), done.output
     return setting
 

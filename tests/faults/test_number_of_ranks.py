@@ -7,6 +7,9 @@ import pytest
 NO_DROPOUT = ("--lora_dropout", "0", "--logging_steps", "1")
 """Dropout cannot be the same: another number of ranks draws other masks."""
 
+SAVED = "slow@step:0:3,slow@step:0:6"
+"""Half a second in which a checkpoint is written before the kill: these steps take milliseconds."""
+
 
 def losses(setting: Any, name: str) -> list[float]:
     return [row["train/loss"] for row in setting.metrics(name) if "train/loss" in row]
@@ -14,9 +17,9 @@ def losses(setting: Any, name: str) -> list[float]:
 
 def test_two_then_one_then_four_ranks_and_three(setting: Any) -> None:
     assert setting.run("stays", *NO_DROPOUT).codes == (0, 0)
-    moves = setting.run("moves", *NO_DROPOUT, fault="kill@step:0:4")
+    moves = setting.run("moves", *NO_DROPOUT, fault=f"{SAVED},kill@step:0:4")
     assert -9 in moves.codes
-    on_one = setting.run("moves", *NO_DROPOUT, "--resume", "auto", ranks=1, fault="kill@step:0:7")
+    on_one = setting.run("moves", *NO_DROPOUT, "--resume", "auto", ranks=1, fault=f"{SAVED},kill@step:0:7")
     assert "step 2, in" in on_one.output, on_one.output
     assert "restored exactly" in on_one.output
     assert "1 rank(s) instead of 2" in on_one.output

@@ -4,6 +4,8 @@ Owns the buffers that a step reads: tokens, positions, mask and transformers' st
 are chosen.
 """
 
+import logging
+from functools import cache
 from typing import cast
 
 import torch
@@ -13,6 +15,8 @@ from transformers import PreTrainedModel, StaticCache, StaticLayer
 from anima.free_memory import free_host_memory
 from anima.model.kernels import RotaryAttention
 from anima.model.replay import Recorder, ReplayedStep
+
+_log = logging.getLogger(__name__)
 
 CACHE_MULTIPLE = 64
 """Lengths of a cache are rounded up to it: rows of a mask begin where attention kernels can read them."""
@@ -43,8 +47,20 @@ def can_decode(model: PreTrainedModel, rows: int, length: int) -> bool:
     if any(type(layer) is not StaticLayer for layer in StaticCache(config, max_cache_len=length).layers):
         return False
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    values = 2 * len(attentions) * rows * heads * length * attentions[0].head_dim
-    return bool(values * model.dtype.itemsize <= CACHE_SHARE * _free_bytes(model.device))
+    size = 2 * len(attentions) * rows * heads * length * attentions[0].head_dim * model.dtype.itemsize
+    fits = bool(size <= CACHE_SHARE * _free_bytes(model.device))
+    if not fits:
+        _say_slow(rows)
+    return fits
+
+
+@cache
+def _say_slow(rows: int) -> None:
+    """Once for a number of rows: whoever waits can ask for shorter answers, or fewer at a time."""
+    _log.warning(
+        "answers to %d prompts at a time come more slowly: a cache of full length would take over half of the free memory",
+        rows,
+    )
 
 
 def _free_bytes(device: torch.device) -> int:

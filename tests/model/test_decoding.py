@@ -105,7 +105,9 @@ def test_a_step_that_broke_off_within_is_done_again(tiny_llama_dir: Path) -> Non
     assert torch.equal(*logits.values())
 
 
-def test_models_that_are_left_to_the_growing_cache(tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_are_left_to_the_growing_cache(
+    tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     model = network(tiny_llama_dir)
     assert not can_decode(model, 1, 64)  # packed attention
     with generating(model):
@@ -117,7 +119,13 @@ def test_models_that_are_left_to_the_growing_cache(tiny_llama_dir: Path, monkeyp
         # 2 layers x 2 x 2 heads x 16 x 4 bytes: 512 bytes a token, and half of the memory may be taken
         monkeypatch.setattr(decoding, "_free_bytes", lambda device: 2 * 512 * 3 * 64)
         assert can_decode(model, 3, 64)
+        assert not caplog.messages
+        decoding._say_slow.cache_clear()
         assert not can_decode(model, 4, 64)
+        assert not can_decode(model, 4, 64)
+        assert [message.split(":")[0] for message in caplog.messages] == [
+            "answers to 4 prompts at a time come more slowly"
+        ]
         model.get_decoder().layers[0].self_attn = torch.nn.Identity()
         assert not can_decode(model, 1, 64)
 

@@ -58,7 +58,7 @@ def can_decode(model: PreTrainedModel, rows: int, length: int) -> bool:
 def _say_slow(rows: int) -> None:
     """Once for a number of rows: whoever waits can ask for shorter answers, or fewer at a time."""
     _log.warning(
-        "answers to %d prompts at a time come more slowly: a cache of full length would take over half of the free memory",
+        "answers to %d prompts at a time come more slowly: a cache of full length takes over half of the free memory",
         rows,
     )
 

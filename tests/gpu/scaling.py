@@ -48,7 +48,14 @@ def main() -> None:
         probe(options.probe, options.rehearse)
         return
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-    runs = [measure(options, kind, count) for kind in ("weak", "strong") for count in options.ranks]
+    measured: dict[tuple[int, int], dict[str, Any]] = {}  # the largest weak run is a strong one too
+    runs = []
+    for kind in ("weak", "strong"):
+        for count in options.ranks:
+            batch = options.per_rank * (count if kind == "weak" else max(options.ranks))
+            if (count, batch) not in measured:
+                measured[count, batch] = measure(options, count, batch)
+            runs.append({"kind": kind, **measured[count, batch]})
     report(runs)
     (options.output_dir / f"scaling_{options.objective}.json").write_text(json.dumps(runs, indent=1))
     if options.survive:
@@ -73,16 +80,17 @@ def command(options: argparse.Namespace, name: str, count: int, batch: int, *, s
     return [*torchrun, str(REPOSITORY / "launch" / "train.py"), *flags]
 
 
-def measure(options: argparse.Namespace, kind: str, count: int) -> dict[str, Any]:
+def measure(options: argparse.Namespace, count: int, batch: int) -> dict[str, Any]:
     """One run: speed over the steps behind the warm-up, losses, memory and state of every rank, communication."""
-    batch = options.per_rank * (count if kind == "weak" else max(options.ranks))
-    name = f"{options.objective}-{kind}-{count}"
+    name = f"{options.objective}-{batch}-on-{count}"
     shutil.rmtree(options.output_dir / name, ignore_errors=True)
     print(f"== {name}: {batch} a step on {count} rank(s)", flush=True)
+    begun = time.perf_counter()
     typed = command(options, name, count, batch, steps=options.steps, save=0)
     done = subprocess.run(typed, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"{done.stderr[-3000:]}\n{name} ended with {done.returncode}")
+    print(f"{time.perf_counter() - begun:.0f} s in all", flush=True)
     steps = read_steps(options.output_dir / name)
     timed = steps[WARM_UP_STEPS:]
     seconds = sum(step["perf/step_seconds"] for step in timed)
@@ -91,8 +99,8 @@ def measure(options: argparse.Namespace, kind: str, count: int) -> dict[str, Any
     state = re.search(r"optimizer state per rank: (.*)", done.stderr)
     alone = communication(options, count, trainable)
     return {
-        "kind": kind,
         "ranks": count,
+        "batch": batch,
         "tokens_per_second": tokens / seconds,
         "step_seconds": seconds / len(timed),
         "losses": [step["train/loss"] for step in steps],

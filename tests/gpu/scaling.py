@@ -6,7 +6,8 @@
     python tests/gpu/scaling.py … --cap_gib 39 --ranks 2        # the recipe for two cards of 40 GB
 
 Weak scaling: as many sequences a rank, whatever the number of ranks. Strong: the same step on more ranks, with the same
-losses. Communication: the same bytes over the same links, alone. --survive: a rank is killed, the run resumed on fewer.
+losses. Communication: the same bytes over the same links, alone. `--survive` instead of all that: a rank is killed, and
+the run resumed on one rank fewer.
 """
 
 import argparse
@@ -41,13 +42,16 @@ def main() -> None:
     parser.add_argument("--cap_gib", type=float, help="memory that each rank may take")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU over gloo: does this script run?")
     parser.add_argument("--flags", nargs="*", default=[], metavar="FLAG=VALUE", help="more flags for launch/train.py")
-    parser.add_argument("--survive", action="store_true", help="also kill a rank and resume on fewer")
+    parser.add_argument("--survive", action="store_true", help="only kill a rank and resume on fewer")
     parser.add_argument("--probe", type=int, help="used by this script itself: trainable parameters")
     options = parser.parse_args()
     if options.probe:
         probe(options.probe, options.rehearse)
         return
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    if options.survive:
+        survive(options, max(options.ranks))
+        return
     measured: dict[tuple[int, int], dict[str, Any]] = {}  # the largest weak run is a strong one too
     runs = []
     for kind in ("weak", "strong"):
@@ -58,8 +62,6 @@ def main() -> None:
             runs.append({"kind": kind, **measured[count, batch]})
     report(runs)
     (options.output_dir / f"scaling_{options.objective}.json").write_text(json.dumps(runs, indent=1))
-    if options.survive:
-        survive(options, max(options.ranks))
 
 
 def command(options: argparse.Namespace, name: str, count: int, batch: int, *, steps: int, save: int) -> list[str]:
@@ -196,8 +198,11 @@ def survive(options: argparse.Namespace, count: int) -> None:
     typed = [*command(options, name, fewer, batch, steps=3 * options.steps, save=2), "--resume", "auto"]
     done = subprocess.run(typed, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
     resumed = [line for line in done.stderr.splitlines() if "resumed from" in line]
+    if done.returncode:
+        sys.exit(f"{done.stderr[-3000:]}\nthe resumed run ended with {done.returncode}")
     print(f"killed one of {count} ranks; on {fewer}: {resumed[0] if resumed else done.stderr[-2000:]}")
-    print(f"ended with {done.returncode} after {read_steps(run)[-1]['step']} steps")
+    steps = {step["step"]: step["train/loss"] for step in read_steps(run)}
+    print(f"ended after {len(steps)} steps, losses {', '.join(f'{loss:.4f}' for loss in steps.values())}")
 
 
 if __name__ == "__main__":

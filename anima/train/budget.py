@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+GIB = 2**30
 STEP_TOKENS = 512
 """Micro-batches are chosen in steps of so many tokens."""
 NEAR = 0.99
@@ -25,6 +26,10 @@ class Point:
     tokens: int
     bytes: float
     seconds: float
+
+    def __str__(self) -> str:
+        """As it belongs into a message."""
+        return f"{self.tokens:,} tokens {self.seconds:.2f} s {self.bytes / GIB:.1f} GiB"
 
 
 @dataclass(frozen=True)
@@ -63,12 +68,14 @@ def time_line(points: Sequence[Point], at_zero: float = 0.0) -> Line:
 def time_like(long: Sequence[Point], points: Sequence[Point]) -> Line:
     """Seconds by tokens, where `long` are passes under another policy.
 
-    If those reach far beyond `points`, their line is taken, for a multiple: the slope of two short passes is noise.
+    If those reach further than `points`, their line is taken, for a multiple: what was computed again was computed in
+    the same way, and the slope of two short passes is noise.
     """
     pattern, last = time_line(long), max(points, key=lambda point: point.tokens)
-    if 2 * last.tokens >= max(point.tokens for point in long):
+    if last.tokens >= max(point.tokens for point in long):
         return time_line(points, pattern.at_zero)
-    factor = last.seconds / pattern.at(last.tokens)
+    alike = next((point.seconds for point in long if point.tokens == last.tokens), pattern.at(last.tokens))
+    factor = last.seconds / alike
     return Line(factor * pattern.at_zero, factor * pattern.slope)
 
 

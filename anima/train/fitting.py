@@ -83,7 +83,11 @@ def fit(
             got="out of memory at the end of a step, without any activations",
             fix="a smaller --lora_r; more GPUs, which share optimizer state and gradients; or a smaller base",
         ) from error
-    tell(f"--recompute auto: passes measured in {time.perf_counter() - began:.1f} s")
+    tell(
+        "\n".join(
+            [f"--recompute auto: passes measured in {time.perf_counter() - began:.1f} s", *search.measured.lines()]
+        )
+    )
     return search.fitted()
 
 
@@ -119,7 +123,7 @@ class _Search:
         self._sizes: Sequence[int] = [given] if given else sizes(longest, most)
         if not config.batch.packing:
             self._sizes = [longest]
-        self._measured = measure(
+        self.measured = measure(
             engine,
             setup.objective,
             self._packed,
@@ -137,7 +141,7 @@ class _Search:
 
     def _costs(self) -> Costs | None:
         """What was measured, by layers; None if not even the smallest pass fitted."""
-        points, every = self._measured.points, self._num_layers
+        points, every = self.measured.points, self._num_layers
         half = every // 2
         by_layers = {layers: policy_of(layers, every) for layers in (0, half, every)}
         found = {layers: points[policy] for layers, policy in by_layers.items() if policy in points}
@@ -190,7 +194,7 @@ class _Search:
 
     def fitted(self, limit: float | None = None) -> Fitted:
         """Choose within `limit` bytes for a pass, at first all there are, and put the choice into force."""
-        measured, costs = self._measured, self._costs()
+        measured, costs = self.measured, self._costs()
         smaller: Callable[[], Fitted] | None = None
         if costs is None:
             plan = Plan(

@@ -94,6 +94,10 @@ class Measured:
     before: int
     capacity: int
 
+    def lines(self) -> list[str]:
+        """For a person who wants to know why the choice fell as it did: a line a policy."""
+        return [f"  {policy:9} {' · '.join(map(str, points))}" for policy, points in self.points.items()]
+
 
 def measure(
     engine: Engine,

@@ -92,7 +92,7 @@ def measure(options: argparse.Namespace, count: int, batch: int) -> dict[str, An
     done = subprocess.run(typed, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"{done.stderr[-3000:]}\n{name} ended with {done.returncode}")
-    print(f"{time.perf_counter() - begun:.0f} s in all", flush=True)
+    print(f"{time.perf_counter() - begun:.0f} s in all{told(done.stderr)}", flush=True)
     steps = read_steps(options.output_dir / name)
     timed = steps[WARM_UP_STEPS:]
     seconds = sum(step["perf/step_seconds"] for step in timed)
@@ -112,6 +112,12 @@ def measure(options: argparse.Namespace, count: int, batch: int) -> dict[str, An
         "communication_seconds": alone,
         "communication_share": alone * len(timed) / seconds,
     }
+
+
+def told(stderr: str) -> str:
+    """What --recompute auto measured and chose, if it did."""
+    lines = stderr.splitlines()
+    return "".join(f"\n{line}" for line in lines if line.startswith(("--recompute auto", "  ")) or "heaviest" in line)
 
 
 def read_steps(run: Path) -> list[dict[str, Any]]:

@@ -160,7 +160,7 @@ def test_sizes_reach_from_the_longest_to_the_whole_step() -> None:
 def test_one_size_borrows_what_does_not_grow_from_passes_that_recompute_all() -> None:
     costs = Costs({0: [pass_of(1000, 0)], 10: [pass_of(1000, 10), pass_of(2000, 10)]})
     assert costs.bytes(500, 0) == pytest.approx(pass_of(500, 0).bytes)
-    assert costs.seconds(1, 500, 0) == pytest.approx(pass_of(500, 0).seconds)
+    assert costs.seconds(1, 500, 0) == pytest.approx(20 / 23 * 16.5)  # 20 s at 1000 for 23, so of 16.5 s at 500
 
 
 def test_memory_is_that_of_the_largest_micro_batch_there_is() -> None:
@@ -171,7 +171,25 @@ def test_memory_is_that_of_the_largest_micro_batch_there_is() -> None:
 def test_short_passes_take_the_shape_of_long_ones() -> None:
     long = [Point(4000, 1, 14.0), Point(8000, 1, 24.0)]  # 4 s and 2.5 s a thousand
     assert time_like(long, [Point(500, 1, 3.0), Point(1000, 1, 3.25)]) == Line(2.0, 0.00125)  # half of it at 1000
-    assert time_like(long, [Point(2000, 1, 5.0), Point(4000, 1, 9.0)]) == Line(1.0, 0.002)  # their own
+    assert time_like(long, [Point(4000, 1, 9.0), Point(8000, 1, 17.0)]) == Line(1.0, 0.002)  # their own: as long
+
+
+def test_of_a_size_that_both_ran_the_times_are_compared_as_measured() -> None:
+    long = [Point(2000, 1, 10.0), Point(4000, 1, 14.0), Point(8000, 1, 24.0)]  # the line says 9 s at 2000
+    assert time_like(long, [Point(1000, 1, 4.9), Point(2000, 1, 5.0)]) == Line(2.0, 0.00125)  # half, not 5/9
+
+
+def test_noise_of_short_passes_makes_keeping_no_slower_than_recomputing() -> None:
+    """Two cards of 40 GB: what keeps all could be measured to 1536 tokens only, and steps have 2800 a rank."""
+
+    def seconds(tokens: int, layers: int) -> float:
+        return (0.1 + tokens / 4000) * (1 + layers / 30)
+
+    all_layers, half = ([Point(n, n, seconds(n, k)) for n in (1024, 2048, 2560)] for k in (10, 5))
+    noisy = [Point(1024, 8 * 1024, 0.97 * seconds(1024, 0)), Point(1536, 8 * 1536, 1.03 * seconds(1536, 0))]
+    costs = Costs({10: all_layers, 5: half, 0: noisy})
+    assert costs.seconds(1, 2800, 0) == pytest.approx(1.03 * seconds(2800, 0), rel=1e-3)
+    assert costs.seconds(1, 2800, 0) < 0.9 * costs.seconds(1, 2800, 5)
 
 
 def away_of(tokens: int, away: int) -> Point:

@@ -83,11 +83,7 @@ def fit(
             got="out of memory at the end of a step, without any activations",
             fix="a smaller --lora_r; more GPUs, which share optimizer state and gradients; or a smaller base",
         ) from error
-    tell(
-        "\n".join(
-            [f"--recompute auto: passes measured in {time.perf_counter() - began:.1f} s", *search.measured.lines()]
-        )
-    )
+    tell(f"--recompute auto: passes measured in {time.perf_counter() - began:.1f} s{search.measured}")
     return search.fitted()
 
 

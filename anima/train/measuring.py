@@ -94,9 +94,9 @@ class Measured:
     before: int
     capacity: int
 
-    def lines(self) -> list[str]:
-        """For a person who wants to know why the choice fell as it did: a line a policy."""
-        return [f"  {policy:9} {' · '.join(map(str, points))}" for policy, points in self.points.items()]
+    def __str__(self) -> str:
+        """For a person who wants to know why the choice fell as it did: a new line for every policy."""
+        return "".join(f"\n  {policy:9} {' · '.join(map(str, points))}" for policy, points in self.points.items())
 
 
 def measure(

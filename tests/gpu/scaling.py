@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--config", default=str(REPOSITORY / "launch" / "configs" / "anima_33b_sft.yaml"))
     parser.add_argument("--objective", choices=["sft", "dpo"], default="sft")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--kinds", nargs="+", choices=["weak", "strong"], default=["weak", "strong"])
     parser.add_argument("--per_rank", type=int, default=16, help="sequences or pairs of a step for each rank")
     parser.add_argument("--steps", type=int, default=8, help=f"of each run, {WARM_UP_STEPS} of them warm-up")
     parser.add_argument("--cap_gib", type=float, help="memory that each rank may take")
@@ -54,7 +55,7 @@ def main() -> None:
         return
     measured: dict[tuple[int, int], dict[str, Any]] = {}  # the largest weak run is a strong one too
     runs = []
-    for kind in ("weak", "strong"):
+    for kind in options.kinds:
         for count in options.ranks:
             batch = options.per_rank * (count if kind == "weak" else max(options.ranks))
             if (count, batch) not in measured:
@@ -92,6 +93,7 @@ def measure(options: argparse.Namespace, count: int, batch: int) -> dict[str, An
     done = subprocess.run(typed, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"{done.stderr[-3000:]}\n{name} ended with {done.returncode}")
+    (options.output_dir / f"{name}.log").write_text(done.stderr)
     print(f"{time.perf_counter() - begun:.0f} s in all{told(done.stderr)}", flush=True)
     steps = read_steps(options.output_dir / name)
     timed = steps[WARM_UP_STEPS:]
@@ -115,9 +117,9 @@ def measure(options: argparse.Namespace, count: int, batch: int) -> dict[str, An
 
 
 def told(stderr: str) -> str:
-    """What --recompute auto measured and chose, if it did."""
-    lines = stderr.splitlines()
-    return "".join(f"\n{line}" for line in lines if line.startswith(("--recompute auto", "  ")) or "heaviest" in line)
+    """What --recompute auto chose, if it did, and the heaviest micro-batch; the rest is in the run's log."""
+    wanted = [line for line in stderr.splitlines() if line.startswith(("--recompute auto: ", "heaviest"))]
+    return "".join(f"\n{line}" for line in wanted)
 
 
 def read_steps(run: Path) -> list[dict[str, Any]]:
@@ -182,8 +184,9 @@ def report(runs: list[dict[str, Any]]) -> None:
             f"{peak} | {run['optimizer_state']} | {run['communication_share']:.2%} |"
         )
     strong = [run for run in runs if run["kind"] == "strong"]
-    apart = [abs(a - b) / abs(b) for run in strong for a, b in zip(run["losses"], strong[0]["losses"], strict=True)]
-    print(f"\nlosses of the strong runs differ by {max(apart):.1e} at most", flush=True)
+    apart = [abs(a - b) / abs(b) for run in strong[1:] for a, b in zip(run["losses"], strong[0]["losses"], strict=True)]
+    if apart:
+        print(f"\nlosses of the strong runs differ by {max(apart):.1e} at most", flush=True)
 
 
 def survive(options: argparse.Namespace, count: int) -> None:

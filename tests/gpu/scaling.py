@@ -150,7 +150,7 @@ def probe(trainable: int, on_cpu: bool) -> None:
     device = torch.device("cpu") if on_cpu else torch.device("cuda", local)
     if not on_cpu:
         torch.cuda.set_device(device)
-    dist.init_process_group("gloo" if on_cpu else "nccl")
+    dist.init_process_group("gloo" if on_cpu else "nccl", device_id=None if on_cpu else device)
     share = trainable // dist.get_world_size()
     gradients = torch.zeros(min(trainable, LARGEST_BUCKET), device=device)
     mine = torch.zeros(share, dtype=torch.bfloat16, device=device)

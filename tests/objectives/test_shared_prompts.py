@@ -15,6 +15,7 @@ from anima.model.base_model import load_base
 from anima.model.compute import Compute
 from anima.model.lora import attach_lora, lora_b_parameters, trainable_parameters
 from anima.model.packed import PackedModel
+from anima.model.recompute import apply_policy
 from anima.objectives.preference import pair_logps
 from anima.train.reference_pass import NetworkPolicy
 
@@ -97,3 +98,26 @@ def test_nothing_leaks_between_sides_or_pairs(network: PackedModel) -> None:
         sides[which] = replace(sides[which], input_ids=ids, labels=labels)
         moved = logps([*rows[:pair], (sides[0], sides[1]), *rows[pair + 1 :]]) != before
         assert moved.nonzero().tolist() == [[pair, which]]
+
+
+@pytest.mark.parametrize("policy", ["all", "cheap", "1", "cheap/1", "1/2", "all/2"])
+def test_what_is_recomputed_or_sent_away_changes_no_bit(
+    tiny_llama_dir: Path, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anima.model.offload.SMALLEST_BYTES", 0)
+    place = Compute(torch.device("cpu"), torch.float32, "test")
+    base = load_base(ModelConfig(model_name_or_path=str(tiny_llama_dir)), place)
+    network = PackedModel(attach_lora(base, LoraConfig(lora_r=4), dtype=torch.float32, seed=1), "none").train()
+    for parameter in lora_b_parameters(network).values():
+        torch.nn.init.normal_(parameter, std=0.05)
+    rows = [tuple(replace(side, input_ids=side.input_ids % 280) for side in pair) for pair in pairs()]
+    rows = [
+        tuple(replace(s, labels=np.where(s.labels == IGNORE_INDEX, s.labels, s.input_ids)) for s in p) for p in rows
+    ]
+    batch = collate_pairs(rows)  # type: ignore[arg-type]
+    sums, gradient = sums_and_gradient(network, batch)
+    apply_policy(network.causal_lm, policy)
+    again, again_gradient = sums_and_gradient(network, batch)
+    assert batch.shared_prompts is not None
+    assert torch.equal(sums, again)
+    assert torch.equal(gradient, again_gradient)

@@ -134,6 +134,7 @@ class BatchConfig:
     """Sequences (pairs for dpo) of one optimizer step over all ranks."""
     micro_batch_tokens: int = 8192
     """Tokens of one forward and backward pass on one rank, at most; a memory budget without effect on the result.
+    Counts what is computed: the common prompt of a pair once.
     0: as many as --recompute auto finds fastest."""
     packing: bool = True
     """Fill micro-batches with several sequences kept apart by attention; False: one sequence each."""

@@ -6,7 +6,7 @@ Pure functions of lengths and sequences; knows neither where sequences come from
 import heapq
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Self
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from anima.data.encode import IGNORE_INDEX, TokenSequence
+from anima.data.shared_prompts import SharedPrompts, share, shared_tokens
 
 FILLER_TOKENS = 16
 """Longest filler: long enough to be an ordinary pass, short enough to cost nothing."""
@@ -31,12 +32,14 @@ class MicroBatch:
         document_lengths  3, 4         cu_seqlens  0, 3, 7   max_seqlen 4   num_scored 5
 
     A document's first label is always IGNORE_INDEX: after the shift it would be predicted from the document before.
+    With `shared_prompts` a document may see the beginning of the one before it; then its positions go on from there.
     """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
     position_ids: torch.Tensor
     document_lengths: tuple[int, ...]
+    shared_prompts: SharedPrompts | None = field(default=None, kw_only=True)
 
     @cached_property
     def cu_seqlens(self) -> torch.Tensor:
@@ -55,17 +58,24 @@ class MicroBatch:
         return int((self.labels != IGNORE_INDEX).sum())
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens of the sequences as data: what two of them share counts for both, though it is computed once."""
+        return sum(self.document_lengths) + sum(self.shared_prompts.lengths if self.shared_prompts else ())
+
+    @property
     def num_examples(self) -> int:
         """What `global_batch_size` counts: sequences here."""
         return len(self.document_lengths)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """A copy on the device."""
+        shared = self.shared_prompts
         moved = replace(
             self,
             input_ids=self.input_ids.to(device, non_blocking=non_blocking),
             labels=self.labels.to(device, non_blocking=non_blocking),
             position_ids=self.position_ids.to(device, non_blocking=non_blocking),
+            shared_prompts=None if shared is None else shared.to(device, non_blocking),
         )
         # Taken along, because counting on the device would make the host wait for it.
         vars(moved)["num_scored"] = self.num_scored
@@ -76,6 +86,8 @@ class MicroBatch:
 @dataclass(frozen=True)
 class PairMicroBatch(MicroBatch):
     """Pairs in one row: documents 2p and 2p + 1 are the chosen and the rejected side of its pair p.
+
+    The prompt they share is computed once: of the rejected side only its last token is repeated.
 
     answer_tokens: scored tokens of each document, int64 (2 * pairs,); empty in a filler.
     reference_logps: log-probabilities of both answers under the reference, fp32 (pairs, 2); None without one.
@@ -102,19 +114,26 @@ class PairMicroBatch(MicroBatch):
         return moved
 
 
-def collate(sequences: Sequence[TokenSequence]) -> MicroBatch:
-    """One row of all sequences, one behind the other; nothing is padded."""
+def collate(sequences: Sequence[TokenSequence], shared: Sequence[int] = ()) -> MicroBatch:
+    """One row of all sequences, one behind the other; nothing is padded.
+
+    Args:
+        sequences: What is to be computed of each.
+        shared: How many tokens of the sequence before it each goes on from; without, none does.
+    """
     lengths = [len(sequence) for sequence in sequences]
     input_ids = np.concatenate([sequence.input_ids for sequence in sequences]).astype(np.int64)
     labels = np.concatenate([sequence.labels for sequence in sequences]).astype(np.int64)
     starts = np.cumsum([0, *lengths[:-1]])
     labels[starts] = IGNORE_INDEX
-    position_ids = np.arange(len(input_ids), dtype=np.int64) - np.repeat(starts, lengths)
+    offsets = starts - np.array(shared) if len(shared) else starts
+    position_ids = np.arange(len(input_ids), dtype=np.int64) - np.repeat(offsets, lengths)
     return MicroBatch(
         input_ids=torch.from_numpy(input_ids)[None],
         labels=torch.from_numpy(labels)[None],
         position_ids=torch.from_numpy(position_ids)[None],
         document_lengths=tuple(lengths),
+        shared_prompts=share(lengths, shared) if len(shared) else None,
     )
 
 
@@ -133,9 +152,13 @@ def collate_pairs(
         pairs: Chosen and rejected side, with the same prompt.
         reference_logps: fp32 (pairs, 2), in the order of the pairs.
     """
-    sequences = [side for pair in pairs for side in pair]
-    counts = [int(np.count_nonzero(side.labels[1:] != IGNORE_INDEX)) for side in sequences]
-    return _as_pairs(collate(sequences), torch.tensor(counts), reference_logps)
+    counts = [int(np.count_nonzero(side.labels[1:] != IGNORE_INDEX)) for pair in pairs for side in pair]
+    documents, shared = [], []
+    for chosen, rejected in pairs:
+        known = shared_tokens(chosen, rejected)
+        documents += [chosen, TokenSequence(rejected.input_ids[known:], rejected.labels[known:])]
+        shared += [0, known]
+    return _as_pairs(collate(documents, shared), torch.tensor(counts), reference_logps)
 
 
 def pair_filler(sequence: TokenSequence, *, with_reference: bool) -> PairMicroBatch:
@@ -150,6 +173,7 @@ def _as_pairs(row: MicroBatch, answer_tokens: torch.Tensor, reference_logps: tor
         labels=row.labels,
         position_ids=row.position_ids,
         document_lengths=row.document_lengths,
+        shared_prompts=row.shared_prompts,
         answer_tokens=answer_tokens,
         reference_logps=reference_logps,
     )
@@ -163,7 +187,7 @@ def assign(lengths: Sequence[int], *, world_size: int, micro_batch_tokens: int, 
     those that run at the same time are alike and the ranks' sums are too. An empty micro-batch stands for a filler.
 
     Args:
-        lengths: Tokens of each example of the step; a pair counts both sides and stays together.
+        lengths: Tokens to compute of each example of the step; a pair counts both sides and stays together.
         world_size: Number of ranks.
         micro_batch_tokens: Tokens of a micro-batch, at most.
         packing: False gives every sequence a micro-batch of its own.

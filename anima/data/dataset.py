@@ -68,6 +68,12 @@ class _Ragged:
         parts = [np.diff(offsets).astype(np.int64) for offsets in self._offsets]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
+    def firsts(self) -> IndexArray:
+        parts = [
+            values[offsets[:-1]].astype(np.int64) for values, offsets in zip(self._values, self._offsets, strict=True)
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
     def __getitem__(self, row: int) -> npt.NDArray[np.int32]:
         chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
         offsets, within = self._offsets[chunk], row - int(self._starts[chunk])
@@ -121,6 +127,11 @@ class TokenizedDataset:
         row = int(self._rows[index])
         file, place = self._table["file"][row].as_py(), self._table["place"][row].as_py()
         return f"{self._names[file]}{place}"
+
+    @property
+    def given(self) -> IndexArray:
+        """Tokens before the first learned one of each sequence, int64 of shape (len,)."""
+        return self._stretches.firsts()[self._rows]
 
     @property
     def files(self) -> npt.NDArray[np.int32]:

@@ -38,7 +38,7 @@ class Examples(Protocol[Batch]):
     """A set as the loaders need it: a TokenizedDataset, or a PairDataset."""
 
     lengths: IndexArray
-    """Tokens of each example, int64 of shape (len,)."""
+    """Tokens to compute of each example, int64 of shape (len,)."""
 
     def __len__(self) -> int:
         """Number of examples."""

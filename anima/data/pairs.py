@@ -25,14 +25,16 @@ class PairDataset:
         reference_logps: Log-probabilities of both answers under the reference, (pairs, 2); NaN where unknown.
 
     Attributes:
-        lengths: Tokens of each pair, both sides together, int64 of shape (len,).
+        lengths: Tokens to compute of each pair, the shared prompt once, int64 of shape (len,).
         fingerprint: Changes when a pair or the order does.
     """
 
     def __init__(self, sequences: TokenizedDataset, reference_logps: LogpsArray | None = None) -> None:
         self._sequences = sequences
         self._reference_logps = reference_logps
-        self.lengths: IndexArray = sequences.lengths.reshape(-1, 2).sum(axis=1)
+        # Both sides have the same prompt (`anima/data/limits.py`), so how long it is tells what they share.
+        shared = np.maximum(sequences.given.reshape(-1, 2).min(axis=1) - 1, 0)
+        self.lengths: IndexArray = sequences.lengths.reshape(-1, 2).sum(axis=1) - shared
         self.fingerprint = sequences.fingerprint
 
     def __len__(self) -> int:

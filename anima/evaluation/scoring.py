@@ -33,7 +33,8 @@ class Scored:
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         """Hidden states of a packed row, (tokens, hidden)."""
-        return packed_hidden(self._model, batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.document_lengths)
+        row = (batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.document_lengths, batch.shared_prompts)
+        return packed_hidden(self._model, *row)
 
 
 def held_out_loss(network: Scored, batches: Iterable[MicroBatch]) -> dict[str, float]:

@@ -31,7 +31,7 @@ class Packing:
     micro_batches_mean: float
     micro_batches_max: int
     efficiency: float
-    """Tokens of the sequences over the tokens of the budget of all micro-batches."""
+    """Computed tokens of the examples over the tokens of the budget of all micro-batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ class Stats:
     """What an example is, in the plural: sequences, or pairs."""
     examples_an_epoch: int
     tokens_an_epoch: int
+    """Tokens that are computed: a prompt that both sides of a pair begin with counts once."""
     steps_an_epoch: int
     examples_a_step: int
     micro_batch_tokens: int
@@ -95,7 +96,7 @@ def packing(loader: StepLoader[Any], lengths: Sequence[int], steps: int, batch: 
 
     Args:
         loader: The run's loader.
-        lengths: Tokens of each sequence of its set.
+        lengths: Tokens to compute of each example of its set.
         steps: Steps of an epoch.
         batch: The budget.
         ranks: Number of ranks.
@@ -189,8 +190,9 @@ def table(stats: Stats) -> list[list[str]]:
 def facts(stats: Stats) -> list[str]:
     """The other figures in words."""
     packed = stats.packing
+    once = " (shared prompts once)" if stats.unit == "pairs" else ""
     return [
-        f"an epoch: {stats.examples_an_epoch:,} {stats.unit}, {stats.tokens_an_epoch:,} tokens, "
+        f"an epoch: {stats.examples_an_epoch:,} {stats.unit}, {stats.tokens_an_epoch:,} tokens{once}, "
         f"{stats.steps_an_epoch:,} steps of {stats.examples_a_step}",
         f"supervised: {stats.supervised_share:.1%} of the tokens",
         f"a step: {packed.micro_batches_mean:.1f} micro-batches on average, {packed.micro_batches_max} at most, over "

@@ -6,13 +6,15 @@ Registered with transformers under `IMPLEMENTATION`; the boundaries travel as ke
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
+
+from anima.model.shared_keys import SharedKeys, with_shared
 
 IMPLEMENTATION = "anima_packed"
 FLASH_COMPUTE_CAPABILITY = (8, 0)
@@ -32,6 +34,7 @@ def packed_attention(
     sliding_window: int | None = None,
     cu_seqlens: Tensor | None = None,
     document_lengths: Sequence[int] | None = None,
+    shared_prompts: SharedKeys | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """Causal attention within each document of a packed row.
@@ -47,6 +50,7 @@ def packed_attention(
         sliding_window: A token sees itself and this many minus one before it; None for all of its document.
         cu_seqlens: int32 (documents + 1,), cumulative document lengths on the device.
         document_lengths: The lengths on the host; they sum to T.
+        shared_prompts: Which documents go on from the beginning of the document before them; None if none does.
         _: Arguments that transformers hands to every attention function and that do not matter here.
 
     Returns:
@@ -54,17 +58,27 @@ def packed_attention(
     """
     if attention_mask is not None or dropout or cu_seqlens is None or document_lengths is None:
         raise ValueError("packed attention takes document boundaries and neither a mask nor dropout")
+    queries, keys = _Borders(cu_seqlens, document_lengths), _Borders(cu_seqlens, document_lengths)
+    if shared_prompts is not None:
+        key, value = with_shared(key, shared_prompts), with_shared(value, shared_prompts)
+        seen = [own + more for own, more in zip(document_lengths, shared_prompts.lengths, strict=True)]
+        keys = _Borders(shared_prompts.cu_seqlens, seen)
     if uses_flash(query.device, query.dtype, query.shape[-1]):
-        return _flash(query, key, value, scaling, sliding_window, cu_seqlens, max(document_lengths)), None
-    pieces = []
-    start = 0
-    for length in document_lengths:
-        part = slice(start, start + length)
-        pieces.append(
-            _causal(query[:, :, part], key[:, :, part], value[:, :, part], scaling, sliding_window),
-        )
-        start += length
+        return _flash(query, key, value, scaling, sliding_window, queries, keys), None
+    split = (
+        query.split(list(queries.lengths), 2),
+        key.split(list(keys.lengths), 2),
+        value.split(list(keys.lengths), 2),
+    )
+    pieces = [_causal(*document, scaling, sliding_window) for document in zip(*split, strict=True)]
     return torch.cat(pieces, dim=2).transpose(1, 2), None
+
+
+class _Borders(NamedTuple):
+    """Borders of the documents: cumulative on the device, as lengths on the host."""
+
+    cu_seqlens: Tensor
+    lengths: Sequence[int]
 
 
 def _flash(
@@ -73,10 +87,13 @@ def _flash(
     value: Tensor,
     scaling: float | None,
     window: int | None,
-    cu_seqlens: Tensor,
-    longest: int,
+    queries: _Borders,
+    keys: _Borders,
 ) -> Tensor:
-    """All documents in one kernel; arguments and result as in `packed_attention`."""
+    """All documents in one kernel; arguments and result as in `packed_attention`.
+
+    A document's last query sees its last key: flash attention counts causality and windows from there.
+    """
     if key.shape[1] != query.shape[1] and not FLASH_KNOWS_GROUPS:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
@@ -85,10 +102,10 @@ def _flash(
         query.squeeze(0).transpose(0, 1),
         key.squeeze(0).transpose(0, 1),
         value.squeeze(0).transpose(0, 1),
-        cu_seqlens,
-        cu_seqlens,
-        longest,
-        longest,
+        queries.cu_seqlens,
+        keys.cu_seqlens,
+        max(queries.lengths),
+        max(keys.lengths),
         scale=scaling,
         window_size=(window - 1 if window else -1, 0),
         **grouped,
@@ -97,14 +114,15 @@ def _flash(
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
-    """Causal attention of one document, (1, heads, length, head_dim)."""
-    length = query.shape[2]
+    """Causal attention of one document, (1, heads, queries, head_dim): its queries are those of its last keys."""
+    length = key.shape[2]
+    earlier = length - query.shape[2]
     grouped = key.shape[1] != query.shape[1]
-    if window is None or window >= length:
+    if not earlier and (window is None or window >= length):
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
     position = torch.arange(length, device=query.device)
-    distance = position[:, None] - position[None, :]
-    mask = (distance >= 0) & (distance < window)
+    distance = position[earlier:, None] - position[None, :]
+    mask = (distance >= 0) & (distance < (window or length))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=grouped)
 
 

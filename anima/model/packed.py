@@ -15,6 +15,7 @@ from anima.errors import ModelError
 from anima.model.attention import IMPLEMENTATION
 from anima.model.lora import AdaptedModel
 from anima.model.recompute import apply_policy
+from anima.model.shared_keys import SharedKeys
 
 CausalModel = PreTrainedModel
 """A transformers model with a head, under a name that later stages may use."""
@@ -49,20 +50,27 @@ class PackedModel(nn.Module):
         return cast(nn.Linear, self.causal_lm.get_output_embeddings()).weight
 
     def forward(
-        self, input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor, document_lengths: Sequence[int]
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        document_lengths: Sequence[int],
+        shared_prompts: SharedKeys | None = None,
     ) -> Tensor:
         """Hidden states after the last norm.
 
         Args:
             input_ids: (1, T).
-            position_ids: (1, T), restarting at every document.
+            position_ids: (1, T), restarting at every document, or going on from the prompt that it shares.
             cu_seqlens: int32 (documents + 1,).
             document_lengths: The same boundaries as lengths, on the host.
+            shared_prompts: Which documents go on from the beginning of the document before them.
 
         Returns:
             (T, hidden).
         """
-        return packed_hidden(self.causal_lm, input_ids, position_ids, cu_seqlens, document_lengths)
+        row = (input_ids, position_ids, cu_seqlens, document_lengths, shared_prompts)
+        return packed_hidden(self.causal_lm, *row)
 
 
 def packed_hidden(
@@ -71,6 +79,7 @@ def packed_hidden(
     position_ids: Tensor,
     cu_seqlens: Tensor,
     document_lengths: Sequence[int],
+    shared_prompts: SharedKeys | None = None,
 ) -> Tensor:
     """Hidden states of a packed row; arguments as in `PackedModel.forward`, (T, hidden)."""
     output = model.get_decoder()(
@@ -79,6 +88,7 @@ def packed_hidden(
         use_cache=False,
         cu_seqlens=cu_seqlens,
         document_lengths=document_lengths,
+        shared_prompts=shared_prompts,
     )
     hidden: Tensor = output.last_hidden_state
     return hidden.squeeze(0)

@@ -10,6 +10,8 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
+from anima.data.shared_prompts import SharedPrompts
+
 Batch = TypeVar("Batch", contravariant=True)
 
 
@@ -23,7 +25,7 @@ class PackedBatch(Protocol):
 
     @property
     def position_ids(self) -> Tensor:
-        """(1, T), restarting at every document."""
+        """(1, T), restarting at every document, or going on from the prompt that it shares."""
         ...
 
     @property
@@ -34,6 +36,11 @@ class PackedBatch(Protocol):
     @property
     def document_lengths(self) -> tuple[int, ...]:
         """The same boundaries as lengths, on the host."""
+        ...
+
+    @property
+    def shared_prompts(self) -> SharedPrompts | None:
+        """Which documents go on from the beginning of the document before them; None if none does."""
         ...
 
 

@@ -33,7 +33,7 @@ class RunSummary:
     num_sequences: int
     """Sequences (pairs for dpo) trained on, over all ranks; one seen twice counts twice."""
     num_tokens: int
-    """Tokens trained on, over all ranks."""
+    """Tokens trained on, over all ranks; both sides of a pair whole, though their prompt is computed once."""
     supervised_tokens: int
     """Those of them that carried the loss."""
     seconds: float

@@ -107,7 +107,11 @@ class Engine:
     def __call__(self, batch: PackedBatch) -> Tensor:
         """Hidden states of a micro-batch, (tokens, hidden): the engine is the policy that objectives see."""
         hidden: Tensor = self._engine(
-            batch.input_ids, batch.position_ids, batch.cu_seqlens, document_lengths=batch.document_lengths
+            batch.input_ids,
+            batch.position_ids,
+            batch.cu_seqlens,
+            document_lengths=batch.document_lengths,
+            shared_prompts=batch.shared_prompts,
         )
         return hidden
 

@@ -70,7 +70,11 @@ class History:
 
 
 class Meter:
-    """Loss, tokens and time since the last line of metrics."""
+    """Loss, tokens and time since the last line of metrics.
+
+    Tokens are those of the data: both sides of a pair count whole, though the prompt they share is computed once, so
+    that throughput compares with runs that compute it twice. Budgets and memory count what is computed.
+    """
 
     def __init__(self, device: torch.device) -> None:
         """Start the clock."""
@@ -92,7 +96,7 @@ class Meter:
     def count(self, micro_batches: Sequence[Any], objective: Objective[Any]) -> None:
         """Count one step of this rank; fillers carry no weight and do not count."""
         real = [batch for batch in micro_batches if objective.weight(batch)]
-        self._counts[0] += sum(sum(batch.document_lengths) for batch in real)
+        self._counts[0] += sum(batch.num_tokens for batch in real)
         self._counts[1] += sum(batch.num_scored for batch in real)
         self._counts[2] += sum(batch.num_examples for batch in real)
         self._steps += 1

@@ -27,7 +27,7 @@ from anima.objectives.objective import PackedBatch
 from anima.objectives.preference import pair_logps
 from anima.objectives.reference import ReferenceCache
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Part of every cache key: raise it when the same model would give other numbers."""
 ROUND_MICRO_BATCHES = 16
 """Micro-batches of each rank between two writes: what is lost when the pass is cut off."""
@@ -108,7 +108,11 @@ class NetworkPolicy:
     def __call__(self, batch: PackedBatch) -> Tensor:
         """Hidden states, (tokens, hidden)."""
         hidden: Tensor = self._network(
-            batch.input_ids, batch.position_ids, batch.cu_seqlens, document_lengths=batch.document_lengths
+            batch.input_ids,
+            batch.position_ids,
+            batch.cu_seqlens,
+            document_lengths=batch.document_lengths,
+            shared_prompts=batch.shared_prompts,
         )
         return hidden
 

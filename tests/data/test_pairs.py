@@ -117,14 +117,18 @@ def test_the_split_keeps_pairs_whole_and_the_cache_is_its_own(run: Any, write_ro
         for i in range(len(part)):
             row = ROWS[int(part.source(i).rpartition(":")[2]) - 1]
             assert [len(scored(side)) for side in part[i]] == [len(row["chosen"]) + 1, len(row["rejected"]) + 1]
-            assert part.lengths[i] == sum(len(side) for side in part[i])
+            assert part.lengths[i] == part.batch([i]).input_ids.numel()
+            assert part.batch([i]).num_tokens == sum(len(side) for side in part[i])
 
 
 def test_a_batch_holds_its_pairs_one_behind_the_other(run: Any, write_rows: Any) -> None:
     data = run(write_rows(ROWS), chat_template="plain").train
     batch = data.batch([4, 0])
     assert batch.num_examples == 2
-    assert batch.document_lengths == tuple(len(side) for i in (4, 0) for side in data[i])
+    wholes = [len(side) for i in (4, 0) for side in data[i]]
+    prompts = [len(given(data[i][0])) for i in (4, 0)]
+    assert batch.document_lengths == (wholes[0], wholes[1] - prompts[0] + 1, wholes[2], wholes[3] - prompts[1] + 1)
+    assert batch.num_tokens == sum(wholes)
     assert batch.answer_tokens.tolist() == [8, 6, 4, 2]
     assert batch.num_scored == 20
     assert batch.reference_logps is None
@@ -182,6 +186,9 @@ def test_every_row_of_real_files_is_accounted_for(
     assert found.kept + sum(tally.rows for tally in found.dropped.values()) == rows
     assert len(data.train) == found.kept > rows * 0.3
     assert found.longest <= 600
+    assert data.train.lengths.tolist() == [data.train.batch([i]).input_ids.numel() for i in range(len(data.train))]
+    whole = sum(len(side) for i in range(len(data.train)) for side in data.train[i])
+    assert data.train.lengths.sum() < 0.85 * whole
     for i in (0, len(data.train) // 2, len(data.train) - 1):
         chosen, rejected = data.train[i]
         assert given(chosen) == given(rejected)
@@ -205,9 +212,10 @@ def test_torch_is_given_what_numpy_holds(run: Any, write_rows: Any) -> None:
     data = run(write_rows(ROWS[:1]), chat_template="plain").train
     batch = data.batch([0])
     chosen, rejected = data[0]
-    assert batch.input_ids[0].tolist() == [*chosen.input_ids.tolist(), *rejected.input_ids.tolist()]
+    known = len(given(chosen)) - 1
+    assert batch.input_ids[0].tolist() == [*chosen.input_ids.tolist(), *rejected.input_ids[known:].tolist()]
     assert batch.input_ids.dtype == batch.answer_tokens.dtype == torch.int64
-    assert batch.position_ids[0].tolist() == [*range(len(chosen)), *range(len(rejected))]
+    assert batch.position_ids[0].tolist() == [*range(len(chosen)), *range(known, len(rejected))]
 
 
 def test_a_first_token_without_a_prompt_is_not_scored(run: Any, write_rows: Any) -> None:

@@ -37,6 +37,39 @@ def test_flash_over_documents_equals_the_loop(key_heads: int, window: int | None
         close(got, expected, 2e-2)
 
 
+@pytest.mark.parametrize("heads", [(8, 8), (8, 2), (52, 52)])
+@pytest.mark.parametrize("window", [None, 64])
+def test_flash_with_shared_prompts_equals_the_loop(heads: tuple[int, int], window: int | None) -> None:
+    from anima.data.shared_prompts import share
+    from anima.model.attention import packed_attention
+
+    lengths, seen = [300, 1, 129, 257, 77, 40], [0, 299, 0, 128, 0, 0]
+    boundaries = torch.tensor([0, 300, 301, 430, 687, 764, 804], dtype=torch.int32, device="cuda")
+    shared = share(lengths, seen)
+    assert shared is not None
+    states = [torch.randn(1, count, 804, 128, device="cuda") for count in (heads[0], heads[1], heads[1])]
+    weights = torch.randn(1, 804, heads[0], 128, device="cuda")
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):
+        inputs = [state.bfloat16().to(dtype).requires_grad_(True) for state in states]
+        output, _ = packed_attention(
+            torch.nn.Identity(),
+            *inputs,
+            None,
+            sliding_window=window,
+            cu_seqlens=boundaries,
+            document_lengths=lengths,
+            shared_prompts=shared.to("cuda"),
+        )
+        (output.float() * weights).sum().backward()
+        results.append([output, *(tensor.grad for tensor in inputs)])
+    for got, expected in zip(*results, strict=True):
+        for begin, length in zip(boundaries.tolist(), lengths, strict=False):  # each document: a small one would hide
+            part = slice(begin, begin + length)
+            dim = 1 if got is results[0][0] else 2
+            close(got.narrow(dim, part.start, length), expected.narrow(dim, part.start, length), 2e-2)
+
+
 def test_liger_norm_and_product_equal_the_formulas() -> None:
     from anima.model.kernels import rms_norm, silu_product, uses_liger
 

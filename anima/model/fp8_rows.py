@@ -1,0 +1,154 @@
+"""Values that are made and rounded to e4m3 in one pass: norms and SwiGLU blocks before products in fp8.
+
+Their outputs carry the rows of e4m3 with them, as an attribute that is valid once and only while nothing has written to
+the tensor. A product that finds none rounds for itself, to the same bits; so nothing depends on it but time.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anima.model import fp8
+
+_ATTRIBUTE = "anima_fp8_rows"
+Rows = tuple[Tensor, Tensor]
+"""As `fp8.quantize_side_by_side` gives them."""
+
+
+def attach(tensors: Sequence[Tensor], rows: Rows) -> None:
+    """Let `tensors`, side by side, carry their rows."""
+    setattr(tensors[0], _ATTRIBUTE, (rows, _state(tensors)))
+
+
+def take(tensors: Sequence[Tensor]) -> Rows | None:
+    """The rows that these very tensors carry, as they are now; once, so that nobody keeps them longer."""
+    rows, state = tensors[0].__dict__.pop(_ATTRIBUTE, (None, None))
+    return rows if state == _state(tensors) else None
+
+
+def _state(tensors: Sequence[Tensor]) -> list[tuple[int, int, torch.Size]]:
+    return [(tensor.data_ptr(), tensor._version, tensor.shape) for tensor in tensors]
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float, *, with_rows: bool = False) -> Tensor:
+    """RMSNorm as `rms_norm_by_torch` says, on a GPU by our kernel; the weight is frozen.
+
+    Args:
+        x: (…, columns).
+        weight: (columns,).
+        epsilon: Onto the mean of the squares.
+        with_rows: The output carries its rows.
+    """
+    if not x.is_cuda:
+        output = rms_norm_by_torch(x, weight, epsilon)
+        rows = fp8.quantize_rows(_flat(output.detach())) if with_rows else None
+    else:
+        output, *found = _RmsNorm.apply(x, weight, epsilon, with_rows)  # type: ignore[no-untyped-call]
+        rows = (found[0], found[1]) if with_rows else None
+    if rows is not None:
+        attach((output,), rows)
+    return output
+
+
+def rms_norm_by_torch(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """x / sqrt(mean(x^2) + epsilon) * weight over the last axis, in fp32 inside (Zhang & Sennrich 2019, eq. 4)."""
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, with_rows: bool) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        from anima.model import row_kernels
+
+        flat = x.reshape(-1, x.shape[-1]).contiguous()
+        output, inverse_norms, rows = row_kernels.rms_norm(flat, weight, epsilon, with_rows=with_rows)
+        ctx.save_for_backward(x, weight, inverse_norms)
+        return _with_constants(ctx, output.view(x.shape), rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        from anima.model import row_kernels
+
+        x, weight, inverse_norms = ctx.saved_tensors
+        flat, gradient = (tensor.reshape(-1, x.shape[-1]).contiguous() for tensor in (x, gradient))
+        return row_kernels.rms_norm_gradient(gradient, flat, weight, inverse_norms).view(x.shape), None, None, None
+
+
+def silu_product(gate: Tensor, up: Tensor, *, with_rows: bool = False, with_gradient_rows: bool = False) -> Tensor:
+    """silu(gate) * up. The backward pass overwrites gate and up on a GPU.
+
+    Args:
+        gate: (…, columns).
+        up: The same shape.
+        with_rows: The output carries its rows.
+        with_gradient_rows: The gradient of gate carries those of both gradients, side by side.
+    """
+    output, *rows = _SiluProduct.apply(gate, up, with_rows, with_gradient_rows)  # type: ignore[no-untyped-call]
+    if with_rows:
+        attach((output,), (rows[0], rows[1]))
+    return output  # type: ignore[no-any-return]
+
+
+class _SiluProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        gate: Tensor,
+        up: Tensor,
+        with_rows: bool,
+        with_gradient_rows: bool,
+    ) -> tuple[Tensor | None, ...]:
+        ctx.with_gradient_rows = with_gradient_rows
+        gate, up = gate.contiguous(), up.contiguous()
+        ctx.save_for_backward(gate, up)
+        if gate.is_cuda:
+            from anima.model import row_kernels
+
+            output, rows = row_kernels.silu_product(_flat(gate), _flat(up), with_rows=with_rows)
+        else:
+            output = F.silu(gate) * up
+            rows = fp8.quantize_rows(_flat(output)) if with_rows else None
+        return _with_constants(ctx, output.view(gate.shape), rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        gate, up = (saved.detach() for saved in ctx.saved_tensors)
+        with_rows = ctx.with_gradient_rows and fp8.fits_side_by_side((gate, up))
+        if gate.is_cuda:
+            from anima.model import row_kernels
+
+            rows = row_kernels.silu_gradients_in_place(
+                _flat(gradient.contiguous()), _flat(gate), _flat(up), with_rows=with_rows
+            )
+        else:
+            gate, up = silu_gradients_by_torch(gradient, gate, up)
+            rows = fp8.quantize_side_by_side((_flat(gate), _flat(up))) if with_rows else None
+        if rows is not None:
+            attach((gate, up), rows)
+        return gate, up, None, None
+
+
+def silu_gradients_by_torch(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The reference of the kernel: in fp32, rounded once."""
+    wide, incoming = gate.float(), gradient.float()
+    sigmoid = torch.sigmoid(wide)
+    opened = wide * sigmoid
+    of_gate = incoming * (opened * (1 - sigmoid) + sigmoid) * up.float()
+    return of_gate.to(gate.dtype), (incoming * opened).to(up.dtype)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.view(-1, tensor.shape[-1])
+
+
+def _with_constants(ctx: Any, output: Tensor, rows: Rows | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    """An output with rows that no gradient belongs to."""
+    ctx.set_materialize_grads(False)
+    if rows is None:
+        return output, None, None
+    ctx.mark_non_differentiable(*rows)
+    return (output, *rows)

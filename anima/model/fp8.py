@@ -91,8 +91,7 @@ def enable_fp8(model: nn.Module, groups: Sequence[Sequence[nn.Linear]]) -> list[
 def share_scale(bases: Sequence[nn.Linear]) -> bool:
     """Whether all of these layers compute in fp8 and were set up as one group."""
     found: list[WeightScales | None] = [getattr(base, _ATTRIBUTE, None) for base in bases]
-    inverses = {None if scales is None else id(scales.inverse) for scales in found}
-    return len(inverses) == 1 and None not in inverses
+    return len({scales and id(scales.inverse) for scales in found}) == 1 and found[0] is not None
 
 
 def product(
@@ -236,8 +235,7 @@ def _scales(bases: Sequence[Linear4bit]) -> list[WeightScales]:
     """Of every matrix of a group: the scale is that of the largest weight of all."""
     if not bases:
         return []
-    scale = torch.stack([_largest_weight(base) for base in bases]).max()
-    scale = (scale / E4M3_MAX).clamp_min(1e-12)
+    scale = (torch.stack([_largest_weight(base) for base in bases]).max() / E4M3_MAX).clamp_min(1e-12)
     inverse, one = (1 / scale).reshape(()), torch.ones_like(scale).reshape(())
     columns = scale.expand(1, bases[0].in_features).contiguous()
     return [
@@ -274,18 +272,29 @@ def _check_kernels(base: nn.Linear, scales: WeightScales) -> None:
     if not base.weight.is_cuda:
         return
     rows = torch.randn(64, base.in_features, device=base.weight.device, dtype=torch.bfloat16)
-    pairs = [(quantize_rows(rows)[0], rows_by_torch(rows)[0])]
-    pairs += [
-        (weight_in_fp8(base, scales, transposed=flip), weight_by_torch(base, scales, transposed=flip))
-        for flip in (False, True)
-    ]
-    for got, expected in pairs:
-        wide = expected.float()
-        error = float((got.float() - wide).norm() / wide.norm())
-        if not error < 1e-2:
-            raise ModelError(
-                "the fp8 kernels do not compute what they should on this GPU",
-                got=f"relative error {error:.3g}",
-                allowed="below 0.01",
-                fix="--compute_dtype bf16, and report the GPU with the versions of torch and triton",
-            )
+    refuse_difference(quantize_rows(rows)[0], rows_by_torch(rows)[0])
+    parts = [rows, rows[:, : base.in_features // 2], rows]
+    refuse_difference(quantize_side_by_side(parts)[0], rows_by_torch(torch.cat(parts, dim=1))[0])
+    for flip in (False, True):
+        expected = weight_by_torch(base, scales, transposed=flip)
+        refuse_difference(weight_in_fp8(base, scales, transposed=flip), expected)
+        wider = torch.empty(len(expected), 2 * expected.shape[1], dtype=expected.dtype, device=expected.device)
+        part = wider[:, expected.shape[1] :]
+        refuse_difference(weight_in_fp8(base, scales, transposed=flip, output=part), expected)
+
+
+def refuse_difference(got: Tensor, expected: Tensor) -> None:
+    """Of a kernel from its reference.
+
+    Raises:
+        ModelError: they differ by more than what a tie that is rounded the other way gives.
+    """
+    wide = expected.float()
+    error = float((got.float() - wide).norm() / wide.norm())
+    if not error < 1e-2:
+        raise ModelError(
+            "the fp8 kernels do not compute what they should on this GPU",
+            got=f"relative error {error:.3g}",
+            allowed="below 0.01",
+            fix="--compute_dtype bf16, and report the GPU with the versions of torch and triton",
+        )

@@ -141,6 +141,43 @@ def silu_gradients_by_torch(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple
     return of_gate.to(gate.dtype), (incoming * opened).to(up.dtype)
 
 
+def check_kernels(norm_weight: Tensor, width: int) -> None:
+    """The kernels against their references, as `fp8` checks its own: at the sizes of this run, on a GPU.
+
+    Args:
+        norm_weight: (hidden,) of a norm that gives rows.
+        width: Of a SwiGLU product.
+
+    Raises:
+        ModelError: they differ.
+    """
+    if not norm_weight.is_cuda:
+        return
+    x, target = norm_weight.new_empty(2, 64, norm_weight.shape[0]).normal_().unbind()
+    gate, up, gradient = norm_weight.new_empty(3, 64, width).normal_().unbind()
+    with torch.enable_grad():
+        leaves = [tensor.clone().requires_grad_() for tensor in (x, gate, up)]
+        outputs = (
+            rms_norm(leaves[0], norm_weight, 1e-6, with_rows=True),
+            silu_product(leaves[1], leaves[2], with_rows=True, with_gradient_rows=True),
+        )
+        wide = x.float().requires_grad_()
+        norm = rms_norm_by_torch(wide, norm_weight.float(), 1e-6)
+    products = norm.detach(), F.silu(gate) * up
+    for output, product in zip(outputs, products, strict=True):
+        rows = take((output,))
+        fp8.refuse_difference(output.detach(), product)
+        fp8.refuse_difference(rows[0] if rows else output, fp8.rows_by_torch(output.detach())[0])
+    of_gate, of_up = torch.autograd.grad(outputs[1], leaves[1:], gradient)
+    rows = take((of_gate, of_up))
+    fp8.refuse_difference(rows[0] if rows else of_gate, fp8.rows_by_torch(torch.cat((of_gate, of_up), dim=1))[0])
+    for got, expected in zip((of_gate, of_up), silu_gradients_by_torch(gradient, gate, up), strict=True):
+        fp8.refuse_difference(got, expected)
+    fp8.refuse_difference(
+        torch.autograd.grad(outputs[0], leaves[0], target)[0], torch.autograd.grad(norm, wide, target.float())[0]
+    )
+
+
 def _flat(tensor: Tensor) -> Tensor:
     return tensor.view(-1, tensor.shape[-1])
 

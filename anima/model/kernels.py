@@ -171,7 +171,7 @@ class SwiGlu(CheapToRecompute):
         self.gate_proj = gate_proj
         self.up_proj = up_proj
         self.down_proj = down_proj
-        self._width = cast(int, gate_proj.out_features)
+        self.width = cast(int, gate_proj.out_features)
         self.gives_rows = self.gives_gradient_rows = False
         """Whether the product, and the gradients of its factors, carry their rows of e4m3."""
 
@@ -179,9 +179,9 @@ class SwiGlu(CheapToRecompute):
         """(…, T, hidden) to the same shape. Very long rows in pieces of tokens, each recomputed in its backward pass,
         so that the wide tensors of one piece exist at a time; gradients of the weights add up over the pieces.
         """
-        if x.numel() // x.shape[-1] * self._width <= LONG_PRODUCT:
+        if x.numel() // x.shape[-1] * self.width <= LONG_PRODUCT:
             return self._block(x)
-        pieces = x.split(max(1, PIECE_PRODUCT // self._width), dim=-2)
+        pieces = x.split(max(1, PIECE_PRODUCT // self.width), dim=-2)
         return torch.cat(
             [cast(Tensor, checkpoint(self._block, piece, use_reentrant=False)) for piece in pieces], dim=-2
         )
@@ -249,6 +249,11 @@ def hand_rows_on(model: nn.Module) -> None:
             factors = [getattr(module, name) for name in module.same_input]
             module.gives_rows = _in_fp8(module.down_proj)
             module.gives_gradient_rows = all(map(_in_fp8, factors)) and fp8.share_scale([f.base for f in factors])
+
+    norms = [module for module in model.modules() if isinstance(module, RmsNorm) and module.gives_rows]
+    blocks = [module for module in model.modules() if isinstance(module, SwiGlu) and module.gives_rows]
+    if norms and blocks:
+        fp8_rows.check_kernels(norms[0].weight, blocks[0].width)
 
 
 def _in_fp8(layer: nn.Module) -> bool:

@@ -273,7 +273,7 @@ def _check_kernels(base: nn.Linear, scales: WeightScales) -> None:
         return
     rows = torch.randn(64, base.in_features, device=base.weight.device, dtype=torch.bfloat16)
     refuse_difference(quantize_rows(rows)[0], rows_by_torch(rows)[0])
-    parts = [rows, rows[:, : base.in_features // 2], rows]
+    parts = [rows, 2 * rows, -rows]
     refuse_difference(quantize_side_by_side(parts)[0], rows_by_torch(torch.cat(parts, dim=1))[0])
     for flip in (False, True):
         expected = weight_by_torch(base, scales, transposed=flip)

@@ -97,8 +97,6 @@ def unpack(
     rows, columns, warps = tile or _TILES[transposed]
     if output is None:
         output = torch.empty(shape[::-1] if transposed else shape, dtype=dtype, device=packed.device)
-    assert output.stride(1) == 1
-    assert output.shape == (shape[::-1] if transposed else shape)
     scale_codes, group_scales, offset = nested or (codes, codes, codes)
     grid = (triton.cdiv(num_rows, rows), triton.cdiv(num_columns, columns))
     _unpack[grid](

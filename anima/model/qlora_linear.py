@@ -130,23 +130,24 @@ def _multiplies_packed(base: nn.Linear, x: Tensor) -> bool:
     return x.is_cuda and isinstance(base, Linear4bit) and base.in_features % BLOCK_SIZE == 0
 
 
-def _input_gradient(gradients: Sequence[Tensor], bases: Sequence[nn.Linear], update: _Update | None) -> Tensor:
-    """The sum of gradient_i W_i and of the update: (…, out_i) to (tokens, in)."""
-    flat = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
-    if fp8.share_scale(bases) and fp8.fits_side_by_side(flat):
-        total = fp8.product_transposed(flat, bases, fp8_rows.take(gradients))
-        return total if update is None else update.add_to(total)
+def _input_gradient(
+    gradients: Sequence[Tensor], bases: Sequence[nn.Linear], update: _Update | None, rows: fp8_rows.Rows | None = None
+) -> Tensor:
+    """The sum of gradient_i W_i and of the update: (tokens, out_i) to (tokens, in); rows as `fp8` takes them."""
     update_last = fp8.uses_fp8(bases[0])  # its product cannot add to anything
-    sum_TI = None if update is None or update_last else update.product()
-    for gradient, base in zip(flat, bases, strict=True):
+    if fp8.share_scale(bases) and fp8.fits_side_by_side(gradients):
+        output = fp8.product_transposed(gradients, bases, rows)
+        return output if update is None else update.add_to(output)
+    total = None if update is None or update_last else update.product()
+    for gradient, base in zip(gradients, bases, strict=True):
         if fp8.uses_fp8(base):
             part = fp8.product_transposed([gradient], [base])
-            sum_TI = part if sum_TI is None else sum_TI.add_(part)
+            total = part if total is None else total.add_(part)
         else:
             weight = base_weight(base, gradient.dtype)
-            sum_TI = gradient @ weight if sum_TI is None else sum_TI.addmm_(gradient, weight)
-    assert sum_TI is not None
-    return update.add_to(sum_TI) if update is not None and update_last else sum_TI
+            total = gradient @ weight if total is None else total.addmm_(gradient, weight)
+    assert total is not None
+    return update.add_to(total) if update is not None and update_last else total
 
 
 def _wide_product(left: Tensor, right: Tensor) -> Tensor:
@@ -203,7 +204,7 @@ class _FusedLoraLinear(torch.autograd.Function):
         gradient_x = gradient_source = None
         if wants_x:
             update = _Update(up_TR, _joined(a_weights)) if ctx.shared else None
-            gradient_x = _input_gradient(gradients, ctx.bases, update).view(ctx.shape)
+            gradient_x = _input_gradient(flat, ctx.bases, update, fp8_rows.take(gradients)).view(ctx.shape)
         if wants_source and not ctx.shared:
             gradient_source = (up_TR @ _joined(a_weights)).view(ctx.shape)
         pairs = [gradient for pair in zip(gradient_a, gradient_b, strict=True) for gradient in pair]

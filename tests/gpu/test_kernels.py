@@ -132,7 +132,7 @@ def test_norm_and_product_with_rows_equal_those_without(hidden: int, width: int)
             same_rows(rows, torch.cat((of_gate[0], of_up[0]), dim=1))
         results[-1] += [of_gate, of_up]
     for got, expected in zip(*results, strict=True):
-        close(got, expected, 3e-3)
+        close(got, expected, 5e-3)
 
 
 def test_the_gradient_of_a_group_is_the_sum_of_separate_ones() -> None:

@@ -33,24 +33,41 @@ def _state(tensors: Sequence[Tensor]) -> list[tuple[int, int, torch.Size]]:
     return [(tensor.data_ptr(), tensor._version, tensor.shape) for tensor in tensors]
 
 
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float, *, with_rows: bool = False) -> Tensor:
-    """RMSNorm as `rms_norm_by_torch` says, on a GPU by our kernel; the weight is frozen.
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """RMSNorm as `rms_norm_by_torch` says, on a GPU by our kernel; the weight is frozen."""
+    return sum_and_norm(x, None, weight, epsilon)[1]
+
+
+def sum_and_norm(
+    x: Tensor,
+    added: Tensor | None,
+    weight: Tensor,
+    epsilon: float,
+    *,
+    with_rows: bool = False,
+    with_gradient_rows: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The sum x + added, and its norm.
 
     Args:
         x: (…, columns).
-        weight: (columns,).
+        added: The same shape; None for x alone. Who needs x further on takes the first result, so that the gradients of
+            both are added up in one pass.
+        weight: (columns,), frozen.
         epsilon: Onto the mean of the squares.
-        with_rows: The output carries its rows.
+        with_rows: The norm carries its rows.
+        with_gradient_rows: The gradient of x and of added, which is the same, carries its rows; on a GPU.
     """
     if not x.is_cuda:
-        output = rms_norm_by_torch(x, weight, epsilon)
+        total = x if added is None else x + added
+        output = rms_norm_by_torch(total, weight, epsilon)
         rows = fp8.quantize_rows(_flat(output.detach())) if with_rows else None
     else:
-        output, *found = _RmsNorm.apply(x, weight, epsilon, with_rows)  # type: ignore[no-untyped-call]
+        total, output, *found = _SumAndNorm.apply(x, added, weight, epsilon, with_rows, with_gradient_rows)  # type: ignore[no-untyped-call]
         rows = (found[0], found[1]) if with_rows else None
     if rows is not None:
         attach((output,), rows)
-    return output
+    return total, output
 
 
 def rms_norm_by_torch(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -59,23 +76,45 @@ def rms_norm_by_torch(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)
 
 
-class _RmsNorm(torch.autograd.Function):
+class _SumAndNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, with_rows: bool) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        added: Tensor | None,
+        weight: Tensor,
+        epsilon: float,
+        with_rows: bool,
+        with_gradient_rows: bool,
+    ) -> tuple[Tensor | None, ...]:
         from anima.model import row_kernels
 
-        flat = x.reshape(-1, x.shape[-1]).contiguous()
-        output, inverse_norms, rows = row_kernels.rms_norm(flat, weight, epsilon, with_rows=with_rows)
-        ctx.save_for_backward(x, weight, inverse_norms)
-        return _with_constants(ctx, output.view(x.shape), rows)
+        ctx.with_gradient_rows = with_gradient_rows
+        flat = _flat(x.contiguous())
+        other = None if added is None else _flat(added.contiguous())
+        output, total, inverse_norms, rows = row_kernels.rms_norm(
+            flat, weight, epsilon, added=other, with_rows=with_rows
+        )
+        total = x.view_as(x) if added is None else total.view(x.shape)
+        ctx.save_for_backward(x if added is None else total, weight, inverse_norms)
+        return _with_constants(ctx, (total, output.view(x.shape)), rows)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(ctx: Any, residual: Tensor | None, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         from anima.model import row_kernels
 
-        x, weight, inverse_norms = ctx.saved_tensors
-        flat, gradient = (tensor.reshape(-1, x.shape[-1]).contiguous() for tensor in (x, gradient))
-        return row_kernels.rms_norm_gradient(gradient, flat, weight, inverse_norms).view(x.shape), None, None, None
+        if gradient is None or not any(ctx.needs_input_grad[:2]):
+            return residual, residual, None, None, None, None
+        total, weight, inverse_norms = ctx.saved_tensors
+        flat, gradient = _flat(total.contiguous()), _flat(gradient.contiguous())
+        other = None if residual is None else _flat(residual.contiguous())
+        output, rows = row_kernels.rms_norm_gradient(
+            gradient, flat, weight, inverse_norms, residual=other, with_rows=ctx.with_gradient_rows
+        )
+        output = output.view(total.shape)
+        if rows is not None:
+            attach((output,), rows)
+        return output, output if ctx.needs_input_grad[1] else None, None, None, None, None
 
 
 def silu_product(gate: Tensor, up: Tensor, *, with_rows: bool = False, with_gradient_rows: bool = False) -> Tensor:
@@ -112,7 +151,7 @@ class _SiluProduct(torch.autograd.Function):
         else:
             output = F.silu(gate) * up
             rows = fp8.quantize_rows(_flat(output)) if with_rows else None
-        return _with_constants(ctx, output.view(gate.shape), rows)
+        return _with_constants(ctx, (output.view(gate.shape),), rows)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
@@ -158,7 +197,7 @@ def check_kernels(norm_weight: Tensor, width: int) -> None:
     with torch.enable_grad():
         leaves = [tensor.clone().requires_grad_() for tensor in (x, gate, up)]
         outputs = (
-            rms_norm(leaves[0], norm_weight, 1e-6, with_rows=True),
+            sum_and_norm(leaves[0], None, norm_weight, 1e-6, with_rows=True)[1],
             silu_product(leaves[1], leaves[2], with_rows=True, with_gradient_rows=True),
         )
         wide = x.float().requires_grad_()
@@ -182,10 +221,10 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.view(-1, tensor.shape[-1])
 
 
-def _with_constants(ctx: Any, output: Tensor, rows: Rows | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-    """An output with rows that no gradient belongs to."""
+def _with_constants(ctx: Any, outputs: tuple[Tensor, ...], rows: Rows | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    """Outputs, and rows that no gradient belongs to."""
     ctx.set_materialize_grads(False)
     if rows is None:
-        return output, None, None
+        return (*outputs, None, None)
     ctx.mark_non_differentiable(*rows)
-    return (output, *rows)
+    return outputs + rows

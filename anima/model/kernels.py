@@ -82,19 +82,32 @@ class RmsNorm(CheapToRecompute):
         super().__init__()
         self.weight = weight
         self.epsilon = epsilon
-        self.gives_rows = False
-        """Whether the output carries its rows of e4m3: it goes into products in fp8 and nowhere else."""
+        self.gives_rows = self.gives_gradient_rows = False
+        """Whether the output carries its rows of e4m3, since it goes into products in fp8 and nowhere else; and the
+        gradient of the input, since it comes to one."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, hidden) to the same shape."""
-        function = fp8_rows.rms_norm if self.gives_rows else rms_norm
         if self.gives_rows:
-            output = fp8_rows.rms_norm(x, self.weight, self.epsilon, with_rows=True)
-        else:
-            output = rms_norm(x, self.weight, self.epsilon)
+            return self.of_sum(x, None)[1]
+        output = rms_norm(x, self.weight, self.epsilon)
         if self.recompute_output and self.training:
-            return with_recipe(output, partial(function, epsilon=self.epsilon), x, self.weight)
+            return with_recipe(output, partial(rms_norm, epsilon=self.epsilon), x, self.weight)
         return output
+
+    def of_sum(self, x: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x + added and its norm in one pass: `fp8_rows.sum_and_norm`."""
+        total, output = fp8_rows.sum_and_norm(
+            x,
+            added,
+            self.weight,
+            self.epsilon,
+            with_rows=self.gives_rows,
+            with_gradient_rows=self.gives_gradient_rows,
+        )
+        if self.recompute_output and self.training:
+            output = with_recipe(output, partial(fp8_rows.rms_norm, epsilon=self.epsilon), total, self.weight)
+        return total, output
 
 
 class RotaryAttention(nn.Module):

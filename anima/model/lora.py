@@ -20,6 +20,7 @@ from anima.config.paths import expanded
 from anima.config.schema import LoraConfig
 from anima.errors import ModelError
 from anima.model.fp8 import enable_fp8, uses_fp8
+from anima.model.fused_layer import fuse_sums
 from anima.model.kernels import fused_layers, hand_rows_on
 from anima.model.lora_layers import FusedLora4bit, FusedLora16bit, FusedLoraLayer
 
@@ -98,6 +99,7 @@ def compute_in_fp8(model: PeftModel) -> list[str]:
     """
     left = enable_fp8(model, [[layer.base for layer in group] for group in fused_layers(model)])
     hand_rows_on(model)
+    fuse_sums(model)
     return left
 
 

@@ -15,13 +15,16 @@ from anima.model.fp8_kernels import CHUNK, CHUNK_WARPS, scale_of, write_e4m3
 @triton.jit
 def _norm(
     x,
+    added,
     weight,
+    total,
     output,
     e4m3,
     scales,
     inverse_norms,
     epsilon,
     num_columns,
+    WITH_SUM: tl.constexpr,
     WITH_ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -29,55 +32,78 @@ def _norm(
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, COLUMNS)
     inside = column < num_columns
-    given = tl.load(x + row * num_columns + column, mask=inside, other=0.0)
+    place = row * num_columns + column
+    given = tl.load(x + place, mask=inside, other=0.0)
     factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    if WITH_SUM:
+        given = (given.to(tl.float32) + tl.load(added + place, mask=inside, other=0.0).to(tl.float32)).to(given.dtype)
+        tl.store(total + place, given, mask=inside)
     wide = given.to(tl.float32)
     inverse_norm = tl.rsqrt(tl.sum(wide * wide) / num_columns + epsilon)
     tl.store(inverse_norms + row, inverse_norm)
     value = ((wide * inverse_norm).to(given.dtype).to(tl.float32) * factor).to(given.dtype)
-    tl.store(output + row * num_columns + column, value, mask=inside)
+    tl.store(output + place, value, mask=inside)
     if WITH_ROWS:
         rounded = value.to(tl.float32)
         scale = scale_of(tl.max(tl.abs(rounded)))
-        tl.store(e4m3 + row * num_columns + column, (rounded / scale).to(tl.float8e4nv), mask=inside)
+        tl.store(e4m3 + place, (rounded / scale).to(tl.float8e4nv), mask=inside)
         tl.store(scales + row, scale)
 
 
 def rms_norm(
-    x: Tensor, weight: Tensor, epsilon: float, *, with_rows: bool
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-    """RMSNorm over the last axis.
+    x: Tensor, weight: Tensor, epsilon: float, *, added: Tensor | None = None, with_rows: bool
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    """RMSNorm over the last axis of x, or of x + added.
 
     Args:
         x: (rows, columns) without gaps.
         weight: (columns,).
         epsilon: Onto the mean of the squares.
+        added: Of the shape of x.
         with_rows: Give the output in e4m3, too.
 
     Returns:
-        The output; 1 / the norm of every row, fp32 (rows,); the output in e4m3 and the scale of every row.
+        The output; what it is the norm of; 1 / the norm of every row, fp32 (rows,); the output in e4m3 and the scale of
+        every row.
     """
     num_rows, num_columns = x.shape
     output = torch.empty_like(x)
+    total = x if added is None else torch.empty_like(x)
     inverse_norms = torch.empty(num_rows, dtype=torch.float32, device=x.device)
     rows = _empty_rows(num_rows, num_columns, x.device) if with_rows else None
     _norm[(num_rows,)](
         x,
+        x if added is None else added,
         weight,
+        total,
         output,
         *(rows or (output, inverse_norms)),
         inverse_norms,
         epsilon,
         num_columns,
+        WITH_SUM=added is not None,
         WITH_ROWS=with_rows,
         COLUMNS=triton.next_power_of_2(num_columns),
         num_warps=8,
     )
-    return output, inverse_norms, rows
+    return output, total, inverse_norms, rows
 
 
 @triton.jit
-def _norm_gradient(gradient, x, weight, inverse_norms, output, num_columns, COLUMNS: tl.constexpr):
+def _norm_gradient(
+    gradient,
+    x,
+    weight,
+    inverse_norms,
+    residual,
+    output,
+    e4m3,
+    scales,
+    num_columns,
+    WITH_SUM: tl.constexpr,
+    WITH_ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     """One row."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, COLUMNS)
@@ -88,25 +114,55 @@ def _norm_gradient(gradient, x, weight, inverse_norms, output, num_columns, COLU
     incoming *= tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
     inverse_norm = tl.load(inverse_norms + row)
     along = tl.sum(incoming * given) * inverse_norm * inverse_norm / num_columns
-    value = inverse_norm * (incoming - along * given)
-    tl.store(output + place, value.to(output.dtype.element_ty), mask=inside)
+    wide = inverse_norm * (incoming - along * given)
+    if WITH_SUM:
+        wide += tl.load(residual + place, mask=inside, other=0.0).to(tl.float32)
+    value = wide.to(output.dtype.element_ty)
+    tl.store(output + place, value, mask=inside)
+    if WITH_ROWS:
+        rounded = value.to(tl.float32)
+        scale = scale_of(tl.max(tl.abs(rounded)))
+        tl.store(e4m3 + place, (rounded / scale).to(tl.float8e4nv), mask=inside)
+        tl.store(scales + row, scale)
 
 
-def rms_norm_gradient(gradient: Tensor, x: Tensor, weight: Tensor, inverse_norms: Tensor) -> Tensor:
-    """The gradient of x, (rows, columns); the weight is frozen."""
+def rms_norm_gradient(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    inverse_norms: Tensor,
+    *,
+    residual: Tensor | None = None,
+    with_rows: bool = False,
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """The gradient of x, (rows, columns), where the weight is frozen.
+
+    Args:
+        gradient: Of the output.
+        x: What the output is the norm of.
+        weight: (columns,).
+        inverse_norms: As `rms_norm` gives them.
+        residual: Gradient that x has from elsewhere, to be added.
+        with_rows: Give the result in e4m3, too.
+    """
     num_rows, num_columns = x.shape
     output = torch.empty_like(x)
+    rows = _empty_rows(num_rows, num_columns, x.device) if with_rows else None
     _norm_gradient[(num_rows,)](
         gradient,
         x,
         weight,
         inverse_norms,
+        x if residual is None else residual,
         output,
+        *(rows or (output, inverse_norms)),
         num_columns,
+        WITH_SUM=residual is not None,
+        WITH_ROWS=with_rows,
         COLUMNS=triton.next_power_of_2(num_columns),
         num_warps=8,
     )
-    return output
+    return output, rows
 
 
 @triton.jit

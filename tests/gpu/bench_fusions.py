@@ -83,7 +83,7 @@ def norms(tokens: int) -> None:
         )
     leaf = x.clone().requires_grad_()
     output = kernels.rms_norm(leaf, weight, 1e-6)
-    inverse_norms = row_kernels.rms_norm(flat, weight, 1e-6, with_rows=False)[1]
+    inverse_norms = row_kernels.rms_norm(flat, weight, 1e-6, with_rows=False)[2]
     compare(
         "norm backward",
         {

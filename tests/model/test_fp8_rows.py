@@ -155,7 +155,7 @@ for rows, columns in ((1, 16), (6, 48), (3, 4096), (2, 6656)):
         x, weight, gradient = torch.randn(rows, columns), torch.rand(columns) + 0.5, torch.randn(rows, columns)
         x[0] *= 1e-4
         x, weight, gradient = (t.to(dtype) for t in (x, weight, gradient))
-        output, inverse_norms, quantised = row_kernels.rms_norm(x, weight, 1e-6, with_rows=True)
+        output, _, inverse_norms, quantised = row_kernels.rms_norm(x, weight, 1e-6, with_rows=True)
         expected = fp8_rows.rms_norm_by_torch(x, weight, 1e-6)
         torch.testing.assert_close(output, expected, rtol=near, atol=1e-6)
         same_rows(quantised, output)
@@ -164,7 +164,20 @@ for rows, columns in ((1, 16), (6, 48), (3, 4096), (2, 6656)):
         leaf = x.double().requires_grad_()
         wide = leaf * torch.rsqrt(leaf.pow(2).mean(-1, keepdim=True) + 1e-6) * weight.double()
         wanted = torch.autograd.grad(wide, leaf, gradient.double())[0]
-        got = row_kernels.rms_norm_gradient(gradient, x, weight, inverse_norms)
+        got, none = row_kernels.rms_norm_gradient(gradient, x, weight, inverse_norms)
+        assert none is None
+        residual = torch.randn(rows, columns).to(dtype)
+        both, quantised = row_kernels.rms_norm_gradient(
+            gradient, x, weight, inverse_norms, residual=residual, with_rows=True
+        )
+        torch.testing.assert_close(both.double(), wanted + residual.double(), rtol=near, atol=near)
+        same_rows(quantised, both)
+        normed, total, *rest = row_kernels.rms_norm(x, weight, 1e-6, added=residual, with_rows=True)
+        torch.testing.assert_close(total, x + residual, rtol=near, atol=1e-6)
+        of_total = row_kernels.rms_norm(total, weight, 1e-6, with_rows=True)
+        assert torch.equal(normed, of_total[0])
+        assert torch.equal(rest[0], of_total[2])
+        same_rows(rest[1], normed)
         assert got.dtype == dtype
         torch.testing.assert_close(got.double(), wanted, rtol=near, atol=near * wanted.abs().max().item())
         assert (got.double() - wanted).norm() < near / 2 * wanted.norm()

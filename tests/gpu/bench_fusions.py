@@ -79,6 +79,11 @@ def norms(tokens: int) -> None:
                 "rows to e4m3": (lambda: fp8_kernels.quantize_rows(flat), 3 * count),
                 "ours alone": (lambda: row_kernels.rms_norm(flat, weight, 1e-6, with_rows=False), 4 * count),
                 "ours with e4m3": (lambda: row_kernels.rms_norm(flat, weight, 1e-6, with_rows=True), 5 * count),
+                "sum": (lambda: flat + gradient[0], 6 * count),
+                "ours with sum and e4m3": (
+                    lambda: row_kernels.rms_norm(flat, weight, 1e-6, added=gradient[0], with_rows=True),
+                    9 * count,
+                ),
             },
         )
     leaf = x.clone().requires_grad_()
@@ -89,6 +94,12 @@ def norms(tokens: int) -> None:
         {
             "Liger": (lambda: torch.autograd.grad(output, leaf, gradient, retain_graph=True), 6 * count),
             "ours": (lambda: row_kernels.rms_norm_gradient(gradient[0], flat, weight, inverse_norms), 6 * count),
+            "ours with sum and e4m3": (
+                lambda: row_kernels.rms_norm_gradient(
+                    gradient[0], flat, weight, inverse_norms, residual=leaf.detach()[0], with_rows=True
+                ),
+                9 * count,
+            ),
         },
     )
 

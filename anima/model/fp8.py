@@ -1,12 +1,14 @@
 """Products with the frozen base in fp8 (e4m3): the memory of 4 bits at the speed of 8.
 
-A weight goes from its NF4 nibbles to e4m3 when it is needed and is never kept; one scale a matrix. Activations and
-incoming gradients get one scale a row. Nothing saturates: each scale is the largest magnitude over 448 (Micikevicius et
-al. 2022, e4m3). LoRA, norms, attention and loss stay in bf16; LoRA's update joins the product before it is rounded,
-because added to a rounded output most of a small update is lost, and with it what the training has learned so far.
+A weight goes from its NF4 nibbles to e4m3 when it is needed and is never kept; one scale a matrix, or one for all that
+read the same input. Activations and incoming gradients get one scale a row. Nothing saturates: each scale is the
+largest magnitude over 448 (Micikevicius et al. 2022, e4m3). LoRA, norms, attention and loss stay in bf16;
+LoRA's update joins the product before it is rounded, because added to a rounded output most of a small update is lost,
+and with it what the training has learned so far.
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -31,7 +33,7 @@ class WeightScales:
     """Scales of one frozen matrix: value = e4m3 x scale."""
 
     inverse: Tensor
-    """1 / scale, fp32 scalar."""
+    """1 / scale, fp32 scalar; the same object in all matrices of a group."""
     rows: Tensor
     """The scale for every output, (1, out)."""
     columns: Tensor
@@ -45,12 +47,13 @@ def uses_fp8(base: nn.Module) -> bool:
     return hasattr(base, _ATTRIBUTE)
 
 
-def enable_fp8(model: nn.Module, layers: list[nn.Linear]) -> list[str]:
+def enable_fp8(model: nn.Module, groups: Sequence[Sequence[nn.Linear]]) -> list[str]:
     """Let the given frozen layers compute in fp8.
 
     Args:
         model: Where the layers are, for their names.
-        layers: Frozen NF4 layers.
+        groups: Frozen NF4 layers; those of a group read the same input, and get one scale for all their weights, so
+            that the gradient of that input is one product.
 
     Returns:
         Names of those that stay in bf16: sides that fp8 products cannot have, or weights that e4m3 cannot hold.
@@ -59,26 +62,36 @@ def enable_fp8(model: nn.Module, layers: list[nn.Linear]) -> list[str]:
         ModelError: a layer is not NF4, or the kernels compute something else on this GPU.
     """
     names = {id(module): name for name, module in model.named_modules()}
-    left = []
-    for index, layer in enumerate(layers):
-        if not isinstance(layer, Linear4bit):
-            raise ModelError(
-                "fp8 products are made from an NF4 base",
-                where=names[id(layer)],
-                got="16 bits",
-                fix="--quantization nf4",
-            )
-        if layer.in_features % MULTIPLE or layer.out_features % MULTIPLE:
-            left.append(names[id(layer)])
-            continue
-        scales = _scales(layer)
-        if index == 0:
-            _check_kernels(layer, scales)
-        if _weight_error(layer, scales) > LARGEST_WEIGHT_ERROR:
-            left.append(names[id(layer)])
-            continue
-        setattr(layer, _ATTRIBUTE, scales)
+    left, checked = [], False
+    for group in groups:
+        nf4 = []
+        for layer in group:
+            if not isinstance(layer, Linear4bit):
+                raise ModelError(
+                    "fp8 products are made from an NF4 base",
+                    where=names[id(layer)],
+                    got="16 bits",
+                    fix="--quantization nf4",
+                )
+            if layer.in_features % MULTIPLE or layer.out_features % MULTIPLE:
+                left.append(names[id(layer)])
+            else:
+                nf4.append(layer)
+        for layer, scales in zip(nf4, _scales(nf4), strict=True):
+            if not checked:
+                _check_kernels(layer, scales)
+                checked = True
+            if _weight_error(layer, scales) > LARGEST_WEIGHT_ERROR:
+                left.append(names[id(layer)])
+            else:
+                setattr(layer, _ATTRIBUTE, scales)
     return left
+
+
+def share_scale(bases: Sequence[nn.Linear]) -> bool:
+    """Whether all of these layers compute in fp8 and were set up as one group."""
+    found: list[WeightScales | None] = [getattr(base, _ATTRIBUTE, None) for base in bases]
+    return len({scales and id(scales.inverse) for scales in found}) == 1 and found[0] is not None
 
 
 def product(
@@ -123,12 +136,50 @@ def finished_by_torch(
     return output if bias is None else output + bias.float()
 
 
-def product_transposed(gradient_TO: Tensor, base: nn.Linear) -> Tensor:
-    """gradient W over fp8: (tokens, out) to (tokens, in)."""
-    rows, row_scales = quantize_rows(gradient_TO)
-    scales: WeightScales = getattr(base, _ATTRIBUTE)
-    weight = weight_in_fp8(base, scales, transposed=True)
-    return _scaled_product(rows, weight, row_scales, scales.columns, gradient_TO.dtype)
+def product_transposed(
+    gradients: Sequence[Tensor], bases: Sequence[nn.Linear], rows: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """The sum of gradient_i W_i over fp8, one product whose sums are those of the matrix units.
+
+    Args:
+        gradients: (tokens, out_i) of every layer.
+        bases: One layer, or a group that `share_scale`.
+        rows: The gradients side by side, if somebody has them already as `quantize_side_by_side` gives them.
+
+    Returns:
+        (tokens, in).
+    """
+    values, row_scales = rows or quantize_side_by_side(gradients)
+    scales: WeightScales = getattr(bases[0], _ATTRIBUTE)
+    return _scaled_product(values, _side_by_side(bases), row_scales, scales.columns, gradients[0].dtype)
+
+
+def fits_side_by_side(gradients: Sequence[Tensor]) -> bool:
+    """Whether matrix libraries, some of which count in 32 bits, can take them as one matrix."""
+    return sum(gradient.numel() for gradient in gradients) < 2**31
+
+
+def _side_by_side(bases: Sequence[nn.Linear]) -> Tensor:
+    """The transposed frozen matrices as e4m3, (in, sum of out)."""
+    scales: list[WeightScales] = [getattr(base, _ATTRIBUTE) for base in bases]
+    if len(bases) == 1:
+        return weight_in_fp8(bases[0], scales[0], transposed=True)
+    widths = [base.out_features for base in bases]
+    joined = torch.empty((bases[0].in_features, sum(widths)), dtype=torch.float8_e4m3fn, device=bases[0].weight.device)
+    for base, of_base, part in zip(bases, scales, joined.split(widths, dim=1), strict=True):
+        weight_in_fp8(base, of_base, transposed=True, output=part)
+    return joined
+
+
+def quantize_side_by_side(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """(rows, columns_i) as one matrix of e4m3, (rows, sum of columns), and one scale for every row, fp32 (rows, 1)."""
+    if len(parts) == 1:
+        return quantize_rows(parts[0])
+    if parts[0].is_cuda:
+        from anima.model import fp8_kernels
+
+        return fp8_kernels.quantize_side_by_side([part.contiguous() for part in parts])
+    return rows_by_torch(torch.cat(tuple(parts), dim=1))
 
 
 def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,12 +199,20 @@ def rows_by_torch(values: Tensor) -> tuple[Tensor, Tensor]:
     return (wide / scales).to(torch.float8_e4m3fn), scales
 
 
-def weight_in_fp8(base: nn.Linear, scales: WeightScales, *, transposed: bool) -> Tensor:
-    """The frozen matrix as e4m3, (out, in), or (in, out) if transposed; both row-major."""
+def weight_in_fp8(base: nn.Linear, scales: WeightScales, *, transposed: bool, output: Tensor | None = None) -> Tensor:
+    """The frozen matrix as e4m3, (out, in), or (in, out) if transposed; both row-major; into `output` if given."""
     if base.weight.is_cuda:
         state = cast(Any, base.weight).quant_state
-        return unpack(base.weight.data, state, torch.float8_e4m3fn, inverse_scale=scales.inverse, transposed=transposed)
-    return weight_by_torch(base, scales, transposed=transposed)
+        return unpack(
+            base.weight.data,
+            state,
+            torch.float8_e4m3fn,
+            inverse_scale=scales.inverse,
+            transposed=transposed,
+            output=output,
+        )
+    weight = weight_by_torch(base, scales, transposed=transposed)
+    return weight if output is None else output.copy_(weight)
 
 
 def weight_by_torch(base: nn.Linear, scales: WeightScales, *, transposed: bool) -> Tensor:
@@ -172,19 +231,26 @@ def _scaled_product(
     return output.to(dtype)
 
 
-def _scales(base: Linear4bit) -> WeightScales:
+def _scales(bases: Sequence[Linear4bit]) -> list[WeightScales]:
+    """Of every matrix of a group: the scale is that of the largest weight of all."""
+    if not bases:
+        return []
+    scale = (torch.stack([_largest_weight(base) for base in bases]).max() / E4M3_MAX).clamp_min(1e-12)
+    inverse, one = (1 / scale).reshape(()), torch.ones_like(scale).reshape(())
+    columns = scale.expand(1, bases[0].in_features).contiguous()
+    return [
+        WeightScales(inverse, rows=scale.expand(1, base.out_features).contiguous(), columns=columns, one=one)
+        for base in bases
+    ]
+
+
+def _largest_weight(base: Linear4bit) -> Tensor:
+    """Magnitude, fp32 scalar."""
     state = cast(Any, base.weight).quant_state
-    absmax = state.absmax
+    absmax: Tensor = state.absmax
     if state.nested:
         absmax = dequantize_blockwise(absmax, state.state2).float() + state.offset
-    scale = (absmax.float().max() / E4M3_MAX).clamp_min(1e-12)
-    out_features, in_features = state.shape
-    return WeightScales(
-        inverse=(1 / scale).reshape(()),
-        rows=scale.expand(1, out_features).contiguous(),
-        columns=scale.expand(1, in_features).contiguous(),
-        one=torch.ones_like(scale).reshape(()),
-    )
+    return absmax.float().max()
 
 
 def _weight_error(base: nn.Linear, scales: WeightScales) -> float:
@@ -206,18 +272,29 @@ def _check_kernels(base: nn.Linear, scales: WeightScales) -> None:
     if not base.weight.is_cuda:
         return
     rows = torch.randn(64, base.in_features, device=base.weight.device, dtype=torch.bfloat16)
-    pairs = [(quantize_rows(rows)[0], rows_by_torch(rows)[0])]
-    pairs += [
-        (weight_in_fp8(base, scales, transposed=flip), weight_by_torch(base, scales, transposed=flip))
-        for flip in (False, True)
-    ]
-    for got, expected in pairs:
-        wide = expected.float()
-        error = float((got.float() - wide).norm() / wide.norm())
-        if not error < 1e-2:
-            raise ModelError(
-                "the fp8 kernels do not compute what they should on this GPU",
-                got=f"relative error {error:.3g}",
-                allowed="below 0.01",
-                fix="--compute_dtype bf16, and report the GPU with the versions of torch and triton",
-            )
+    refuse_difference(quantize_rows(rows)[0], rows_by_torch(rows)[0])
+    parts = [rows, 2 * rows, -rows]
+    refuse_difference(quantize_side_by_side(parts)[0], rows_by_torch(torch.cat(parts, dim=1))[0])
+    for flip in (False, True):
+        expected = weight_by_torch(base, scales, transposed=flip)
+        refuse_difference(weight_in_fp8(base, scales, transposed=flip), expected)
+        wider = torch.empty(len(expected), 2 * expected.shape[1], dtype=expected.dtype, device=expected.device)
+        part = wider[:, expected.shape[1] :]
+        refuse_difference(weight_in_fp8(base, scales, transposed=flip, output=part), expected)
+
+
+def refuse_difference(got: Tensor, expected: Tensor) -> None:
+    """Of a kernel from its reference.
+
+    Raises:
+        ModelError: they differ by more than what a tie that is rounded the other way gives.
+    """
+    wide = expected.float()
+    error = float((got.float() - wide).norm() / wide.norm())
+    if not error < 1e-2:
+        raise ModelError(
+            "the fp8 kernels do not compute what they should on this GPU",
+            got=f"relative error {error:.3g}",
+            allowed="below 0.01",
+            fix="--compute_dtype bf16, and report the GPU with the versions of torch and triton",
+        )

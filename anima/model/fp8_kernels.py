@@ -4,10 +4,22 @@ Imported only where it runs (a GPU, or Triton's interpreter in the tests); `anim
 in torch, which is its reference and what a CPU computes.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+CHUNK, CHUNK_WARPS = 4096, 16
+"""Columns that a program holds at a time, 8 a thread, and its warps: two or three rows at a time on a multiprocessor of
+an H100, few enough that what is read again is still in its cache."""
+
+
+@triton.jit
+def scale_of(largest):
+    """The scale of a row from the magnitude of its largest value."""
+    return tl.maximum(largest, 1e-12) / 448.0
 
 
 @triton.jit
@@ -17,7 +29,7 @@ def _quantize_row(values, output, scales, num_columns, COLUMNS: tl.constexpr):
     column = tl.arange(0, COLUMNS)
     inside = column < num_columns
     value = tl.load(values + row * num_columns + column, mask=inside, other=0.0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(value)), 1e-12) / 448.0
+    scale = scale_of(tl.max(tl.abs(value)))
     tl.store(output + row * num_columns + column, (value / scale).to(tl.float8e4nv), mask=inside)
     tl.store(scales + row, scale)
 
@@ -29,6 +41,68 @@ def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
     scales = torch.empty((num_rows, 1), dtype=torch.float32, device=values.device)
     _quantize_row[(num_rows,)](
         values, output, scales, num_columns, COLUMNS=triton.next_power_of_2(num_columns), num_warps=8
+    )
+    return output, scales
+
+
+@triton.jit
+def largest_of(values, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
+    """Magnitudes of a row of WIDTH, the largest of every column of its chunks, (CHUNK,)."""
+    largest = tl.zeros((CHUNK,), dtype=tl.float32)
+    for first in range(0, WIDTH, CHUNK):
+        column = first + tl.arange(0, CHUNK)
+        value = tl.load(values + column, mask=column < WIDTH, other=0.0)
+        largest = tl.maximum(largest, tl.abs(value.to(tl.float32)))
+    return largest
+
+
+@triton.jit
+def write_e4m3(values, output, scale, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
+    """A row of WIDTH over its scale."""
+    for first in range(0, WIDTH, CHUNK):
+        column = first + tl.arange(0, CHUNK)
+        value = tl.load(values + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+        tl.store(output + column, (value / scale).to(tl.float8e4nv), mask=column < WIDTH)
+
+
+@triton.jit
+def _quantize_side_by_side(
+    first,
+    second,
+    third,
+    output,
+    scales,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+    THIRD: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """One row of up to three matrices; read twice, the second time from the cache."""
+    row = tl.program_id(0).to(tl.int64)
+    first += row * FIRST
+    second += row * SECOND
+    third += row * THIRD
+    output += row * (FIRST + SECOND + THIRD)
+    largest = tl.maximum(largest_of(first, FIRST, CHUNK), largest_of(second, SECOND, CHUNK))
+    scale = scale_of(tl.max(tl.maximum(largest, largest_of(third, THIRD, CHUNK))))
+    tl.store(scales + row, scale)
+    write_e4m3(first, output, scale, FIRST, CHUNK)
+    write_e4m3(second, output + FIRST, scale, SECOND, CHUNK)
+    write_e4m3(third, output + (FIRST + SECOND), scale, THIRD, CHUNK)
+
+
+def quantize_side_by_side(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """One to three matrices of (rows, columns_i), each without gaps, as one of e4m3, (rows, sum of columns), and one
+    scale a row over all of them, fp32 (rows, 1).
+    """
+    num_rows, widths = parts[0].shape[0], [part.shape[1] for part in parts]
+    assert 1 <= len(parts) <= 3
+    assert all(part.is_contiguous() for part in parts)
+    output = torch.empty((num_rows, sum(widths)), dtype=torch.float8_e4m3fn, device=parts[0].device)
+    scales = torch.empty((num_rows, 1), dtype=torch.float32, device=parts[0].device)
+    absent = 3 - len(parts)
+    _quantize_side_by_side[(num_rows,)](
+        *parts, *[parts[0]] * absent, output, scales, *widths, *[0] * absent, CHUNK=CHUNK, num_warps=CHUNK_WARPS
     )
     return output, scales
 

@@ -3,6 +3,7 @@
 The modules take the place of transformers' own; parameters, their names and the linear layers inside stay.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import cast
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, Cache, PreTrainedConfig, PreTrainedModel
 
-from anima.model.lora_layers import project
+from anima.model import fp8, fp8_rows
+from anima.model.lora_layers import FusedLoraLayer, project
 from anima.model.recompute import CheapToRecompute, with_recipe
 
 try:
@@ -25,6 +27,8 @@ MLPS = ("LlamaMLP", "Qwen2MLP", "Qwen3MLP", "MistralMLP")
 LONG_PRODUCT, PIECE_PRODUCT = 2**30, 2**28
 """Numbers in the SwiGLU product: above the first (2 GiB in bf16; a backward pass has six of that size) the block runs
 in pieces of the second, which keep a GPU busy and take 3 GiB in a backward pass, whatever the length."""
+READERS = (("input_layernorm", "self_attn"), ("post_attention_layernorm", "mlp"))
+"""Norms, and the blocks that alone read what they give."""
 ATTENTIONS = ("LlamaAttention", "Qwen2Attention", "Qwen3Attention", "MistralAttention")
 
 
@@ -34,12 +38,11 @@ def uses_liger(device: torch.device) -> bool:
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """x / sqrt(mean(x^2) + epsilon) * weight over the last axis, in fp32 inside (Zhang & Sennrich 2019, eq. 4)."""
+    """`fp8_rows.rms_norm_by_torch`."""
     if uses_liger(x.device):
         output: Tensor = LigerRMSNormFunction.apply(x, weight, epsilon, 0.0, "llama", False, None)
         return output
-    wide = x.float()
-    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+    return fp8_rows.rms_norm_by_torch(x, weight, epsilon)
 
 
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:
@@ -79,19 +82,39 @@ class RmsNorm(CheapToRecompute):
         super().__init__()
         self.weight = weight
         self.epsilon = epsilon
+        self.gives_rows = self.gives_gradient_rows = False
+        """Whether the output carries its rows of e4m3, since it goes into products in fp8 and nowhere else; and the
+        gradient of the input, since it comes to one."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, hidden) to the same shape."""
+        if self.gives_rows:
+            return self.of_sum(x, None)[1]
         output = rms_norm(x, self.weight, self.epsilon)
         if self.recompute_output and self.training:
             return with_recipe(output, partial(rms_norm, epsilon=self.epsilon), x, self.weight)
         return output
+
+    def of_sum(self, x: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x + added and its norm in one pass: `fp8_rows.sum_and_norm`."""
+        total, output = fp8_rows.sum_and_norm(
+            x,
+            added,
+            self.weight,
+            self.epsilon,
+            with_rows=self.gives_rows,
+            with_gradient_rows=self.gives_gradient_rows,
+        )
+        if self.recompute_output and self.training:
+            output = with_recipe(output, partial(fp8_rows.rms_norm, epsilon=self.epsilon), total, self.weight)
+        return total, output
 
 
 class RotaryAttention(nn.Module):
     """Self-attention with rotary positions: transformers' own in all but the rotation."""
 
     is_causal = True
+    same_input = ("q_proj", "k_proj", "v_proj")
     q_proj: nn.Module
     k_proj: nn.Module
     v_proj: nn.Module
@@ -153,30 +176,41 @@ def _sliding_window(attention: nn.Module) -> int | None:
 class SwiGlu(CheapToRecompute):
     """down(silu(gate(x)) * up(x))."""
 
+    same_input = ("gate_proj", "up_proj")
+
     def __init__(self, gate_proj: nn.Module, up_proj: nn.Module, down_proj: nn.Module) -> None:
         """Take over the three linear layers under their names."""
         super().__init__()
         self.gate_proj = gate_proj
         self.up_proj = up_proj
         self.down_proj = down_proj
-        self._width = cast(int, gate_proj.out_features)
+        self.width = cast(int, gate_proj.out_features)
+        self.gives_rows = self.gives_gradient_rows = False
+        """Whether the product, and the gradients of its factors, carry their rows of e4m3."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, T, hidden) to the same shape. Very long rows in pieces of tokens, each recomputed in its backward pass,
         so that the wide tensors of one piece exist at a time; gradients of the weights add up over the pieces.
         """
-        if x.numel() // x.shape[-1] * self._width <= LONG_PRODUCT:
+        if x.numel() // x.shape[-1] * self.width <= LONG_PRODUCT:
             return self._block(x)
-        pieces = x.split(max(1, PIECE_PRODUCT // self._width), dim=-2)
+        pieces = x.split(max(1, PIECE_PRODUCT // self.width), dim=-2)
         return torch.cat(
             [cast(Tensor, checkpoint(self._block, piece, use_reentrant=False)) for piece in pieces], dim=-2
         )
 
     def _block(self, x: Tensor) -> Tensor:
         gate, up = project(x, (self.gate_proj, self.up_proj))
-        product = silu_product(gate, up)
+        function: Callable[[Tensor, Tensor], Tensor] = silu_product
+        if self.gives_rows or self.gives_gradient_rows:
+            function = fp8_rows.silu_product
+            product = fp8_rows.silu_product(
+                gate, up, with_rows=self.gives_rows, with_gradient_rows=self.gives_gradient_rows
+            )
+        else:
+            product = silu_product(gate, up)
         if self.recompute_output and self.training:
-            product = with_recipe(product, silu_product, gate, up)
+            product = with_recipe(product, function, gate, up)
         output: Tensor = self.down_proj(product)
         return output
 
@@ -203,3 +237,37 @@ def install_kernels(model: PreTrainedModel) -> int:
                 continue
             replaced += 1
     return replaced
+
+
+def fused_layers(model: nn.Module) -> list[list[FusedLoraLayer]]:
+    """All fused LoRA layers; those that our attentions and SwiGLU blocks let read the same input together."""
+    groups = []
+    for module in model.modules():
+        if isinstance(module, RotaryAttention | SwiGlu):
+            members = [getattr(module, name) for name in module.same_input]
+            if all(isinstance(layer, FusedLoraLayer) for layer in members):
+                groups.append(members)
+    grouped = {id(layer) for group in groups for layer in group}
+    every = [module for module in model.modules() if isinstance(module, FusedLoraLayer)]
+    return groups + [[layer] for layer in every if id(layer) not in grouped]
+
+
+def hand_rows_on(model: nn.Module) -> None:
+    """Let norms and SwiGLU blocks give what only products in fp8 read in e4m3 as well."""
+    for module in model.modules():
+        for norm, reader in ((getattr(module, a, None), getattr(module, b, None)) for a, b in READERS):
+            if isinstance(norm, RmsNorm) and isinstance(reader, RotaryAttention | SwiGlu):
+                norm.gives_rows = all(_in_fp8(getattr(reader, name)) for name in reader.same_input)
+        if isinstance(module, SwiGlu):
+            factors = [getattr(module, name) for name in module.same_input]
+            module.gives_rows = _in_fp8(module.down_proj)
+            module.gives_gradient_rows = all(map(_in_fp8, factors)) and fp8.share_scale([f.base for f in factors])
+
+    norms = [module for module in model.modules() if isinstance(module, RmsNorm) and module.gives_rows]
+    blocks = [module for module in model.modules() if isinstance(module, SwiGlu) and module.gives_rows]
+    if norms and blocks:
+        fp8_rows.check_kernels(norms[0].weight, blocks[0].width)
+
+
+def _in_fp8(layer: nn.Module) -> bool:
+    return isinstance(layer, FusedLoraLayer) and fp8.uses_fp8(layer.base)

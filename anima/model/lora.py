@@ -20,6 +20,8 @@ from anima.config.paths import expanded
 from anima.config.schema import LoraConfig
 from anima.errors import ModelError
 from anima.model.fp8 import enable_fp8, uses_fp8
+from anima.model.fused_layer import fuse_sums
+from anima.model.kernels import fused_layers, hand_rows_on
 from anima.model.lora_layers import FusedLora4bit, FusedLora16bit, FusedLoraLayer
 
 AdaptedModel = PeftModel
@@ -95,7 +97,10 @@ def compute_in_fp8(model: PeftModel) -> list[str]:
     Raises:
         ModelError: the base is not NF4, or the kernels compute something else on this GPU.
     """
-    return enable_fp8(model, [layer.base for layer in _fused_layers(model)])
+    left = enable_fp8(model, [[layer.base for layer in group] for group in fused_layers(model)])
+    hand_rows_on(model)
+    fuse_sums(model)
+    return left
 
 
 def layers_outside_fp8(model: PeftModel) -> list[str]:

@@ -92,6 +92,7 @@ def unpack(
     *,
     inverse_scale: Tensor | None = None,
     transposed: bool = False,
+    output: Tensor | None = None,
 ) -> Tensor:
     """The matrix in one pass of our kernel; arguments as in `nf4_kernels.unpack`."""
     from anima.model import nf4_kernels
@@ -107,6 +108,7 @@ def unpack(
         groupsize=state.state2.blocksize if state.nested else 1,
         inverse_scale=inverse_scale,
         transposed=transposed,
+        output=output,
     )
 
 

@@ -25,6 +25,7 @@ def _unpack(
     output,
     num_rows,
     num_columns,
+    output_stride,
     NESTED: tl.constexpr,
     SCALED: tl.constexpr,
     BLOCKSIZE: tl.constexpr,
@@ -54,10 +55,10 @@ def _unpack(
     values = tl.reshape(value.to(output.dtype.element_ty), (ROWS, COLUMNS))
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     if TRANSPOSED:
-        target = output + column.to(tl.int64)[:, None] * num_rows + row[None, :]
+        target = output + column.to(tl.int64)[:, None] * output_stride + row[None, :]
         tl.store(target, tl.trans(values), mask=(column < num_columns)[:, None] & (row < num_rows)[None, :])
     else:
-        target = output + row.to(tl.int64)[:, None] * num_columns + column[None, :]
+        target = output + row.to(tl.int64)[:, None] * output_stride + column[None, :]
         tl.store(target, values, mask=(row < num_rows)[:, None] & (column < num_columns)[None, :])
 
 
@@ -73,6 +74,7 @@ def unpack(
     groupsize: int,
     inverse_scale: Tensor | None = None,
     transposed: bool = False,
+    output: Tensor | None = None,
     tile: tuple[int, int, int] | None = None,
 ) -> Tensor:
     """NF4 weights of (out, in), times `inverse_scale` where it is given.
@@ -88,11 +90,13 @@ def unpack(
         groupsize: Blocks of a group.
         inverse_scale: fp32 scalar on the device.
         transposed: Give (in, out) instead.
+        output: Where to write, rows without gaps; a new tensor if None.
         tile: Rows, columns, warps of a tile; None for what was fastest on an H100.
     """
     num_rows, num_columns = shape
     rows, columns, warps = tile or _TILES[transposed]
-    output = torch.empty(shape[::-1] if transposed else shape, dtype=dtype, device=packed.device)
+    if output is None:
+        output = torch.empty(shape[::-1] if transposed else shape, dtype=dtype, device=packed.device)
     scale_codes, group_scales, offset = nested or (codes, codes, codes)
     grid = (triton.cdiv(num_rows, rows), triton.cdiv(num_columns, columns))
     _unpack[grid](
@@ -106,6 +110,7 @@ def unpack(
         output,
         num_rows,
         num_columns,
+        output.stride(0),
         NESTED=nested is not None,
         SCALED=inverse_scale is not None,
         BLOCKSIZE=blocksize,

@@ -15,7 +15,7 @@ from bitsandbytes import matmul_4bit
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
-from anima.model import fp8
+from anima.model import fp8, fp8_rows
 from anima.model.nf4 import BLOCK_SIZE, dequantize
 from anima.model.recompute import recipe_of
 
@@ -107,7 +107,7 @@ def frozen_linear(x: Tensor, bases: Sequence[nn.Linear], updates: Sequence[_Upda
     Returns:
         (tokens, out) of each, in the number format of x.
     """
-    flat, rows, outputs = x.reshape(-1, x.shape[-1]), None, []
+    flat, rows, outputs = x.reshape(-1, x.shape[-1]), fp8_rows.take((x,)), []
     for index, base in enumerate(bases):
         bias = None if base.bias is None else base.bias.data.to(x.dtype)
         update = None if updates is None else updates[index]
@@ -130,13 +130,18 @@ def _multiplies_packed(base: nn.Linear, x: Tensor) -> bool:
     return x.is_cuda and isinstance(base, Linear4bit) and base.in_features % BLOCK_SIZE == 0
 
 
-def _input_gradient(gradients: Sequence[Tensor], bases: Sequence[nn.Linear], update: _Update | None) -> Tensor:
-    """The sum of gradient_i W_i and of the update: (tokens, out_i) to (tokens, in)."""
+def _input_gradient(
+    gradients: Sequence[Tensor], bases: Sequence[nn.Linear], update: _Update | None, rows: fp8_rows.Rows | None = None
+) -> Tensor:
+    """The sum of gradient_i W_i and of the update: (tokens, out_i) to (tokens, in); rows as `fp8` takes them."""
     update_last = fp8.uses_fp8(bases[0])  # its product cannot add to anything
+    if fp8.share_scale(bases) and fp8.fits_side_by_side(gradients):
+        output = fp8.product_transposed(gradients, bases, rows)
+        return output if update is None else update.add_to(output)
     total = None if update is None or update_last else update.product()
     for gradient, base in zip(gradients, bases, strict=True):
         if fp8.uses_fp8(base):
-            part = fp8.product_transposed(gradient, base)
+            part = fp8.product_transposed([gradient], [base])
             total = part if total is None else total.add_(part)
         else:
             weight = base_weight(base, gradient.dtype)
@@ -199,7 +204,7 @@ class _FusedLoraLinear(torch.autograd.Function):
         gradient_x = gradient_source = None
         if wants_x:
             update = _Update(up_TR, _joined(a_weights)) if ctx.shared else None
-            gradient_x = _input_gradient(flat, ctx.bases, update).view(ctx.shape)
+            gradient_x = _input_gradient(flat, ctx.bases, update, fp8_rows.take(gradients)).view(ctx.shape)
         if wants_source and not ctx.shared:
             gradient_source = (up_TR @ _joined(a_weights)).view(ctx.shape)
         pairs = [gradient for pair in zip(gradient_a, gradient_b, strict=True) for gradient in pair]

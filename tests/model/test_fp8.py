@@ -7,31 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from bitsandbytes.nn import Linear4bit
+from nf4_layer import nf4, relative
 from torch import nn
 
 from anima.errors import ModelError
 from anima.model import fp8
 from anima.model.qlora_linear import Projection, base_weight, frozen_linear, fused_lora_linear
-
-
-def nf4(in_features: int = 192, out_features: int = 128, *, nested: bool = True, bias: bool = False) -> Linear4bit:
-    torch.manual_seed(0)
-    layer = Linear4bit(
-        in_features,
-        out_features,
-        bias=bias,
-        compute_dtype=torch.float32,
-        compress_statistics=nested,
-        quant_type="nf4",
-    )
-    layer.load_state_dict(nn.Linear(in_features, out_features, bias=bias).state_dict())
-    layer.support_avx512bf16_for_cpu = False
-    return layer.to("cpu").requires_grad_(False)
-
-
-def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((got.double() - expected.double()).norm() / expected.double().norm())
 
 
 def test_rows_use_the_whole_range_and_never_saturate() -> None:
@@ -46,7 +27,7 @@ def test_rows_use_the_whole_range_and_never_saturate() -> None:
 @pytest.mark.parametrize("nested", [True, False])
 def test_the_error_of_the_products_is_that_of_e4m3(nested: bool) -> None:
     layer = nf4(nested=nested)
-    assert fp8.enable_fp8(nn.ModuleList([layer]), [layer]) == []
+    assert fp8.enable_fp8(nn.ModuleList([layer]), [[layer]]) == []
     x, gradient = torch.randn(2, 50, 192), torch.randn(100, 128)
     weight = base_weight(layer, torch.float32)
     assert (
@@ -54,7 +35,7 @@ def test_the_error_of_the_products_is_that_of_e4m3(nested: bool) -> None:
         < relative(fp8.product(fp8.quantize_rows(x.reshape(-1, 192)), layer, x.dtype), x.reshape(-1, 192) @ weight.T)
         < 0.045
     )
-    assert 0.005 < relative(fp8.product_transposed(gradient, layer), gradient @ weight) < 0.045
+    assert 0.005 < relative(fp8.product_transposed([gradient], [layer]), gradient @ weight) < 0.045
 
 
 def test_the_fused_layer_takes_the_fp8_products_and_keeps_lora_exact() -> None:
@@ -62,7 +43,7 @@ def test_the_fused_layer_takes_the_fp8_products_and_keeps_lora_exact() -> None:
     x = torch.randn(3, 20, 192, requires_grad=True)
     a, b = torch.randn(8, 192, requires_grad=True), torch.randn(128, 8, requires_grad=True)
     plain = fused_lora_linear(x, [Projection(layer, a, b, 0.5)])[0]
-    fp8.enable_fp8(nn.ModuleList([layer]), [layer])
+    fp8.enable_fp8(nn.ModuleList([layer]), [[layer]])
     output = fused_lora_linear(x, [Projection(layer, a, b, 0.5)])[0]
     rows, scales = fp8.quantize_rows(x.detach().reshape(-1, 192))
     weight_scales: fp8.WeightScales = layer.anima_fp8  # type: ignore[assignment]
@@ -74,7 +55,7 @@ def test_the_fused_layer_takes_the_fp8_products_and_keeps_lora_exact() -> None:
     target = torch.randn_like(output)
     gradients = torch.autograd.grad((output * target).sum(), (x, a, b))
     flat_x, flat = x.detach().reshape(-1, 192), target.reshape(-1, 128)
-    expected_x = fp8.product_transposed(flat, layer) + 0.5 * (flat @ b) @ a
+    expected_x = fp8.product_transposed([flat], [layer]) + 0.5 * (flat @ b) @ a
     torch.testing.assert_close(gradients[0].reshape(-1, 192), expected_x.detach(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(gradients[1], (0.5 * (flat @ b).T @ flat_x).detach(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(gradients[2], (0.5 * flat.T @ (flat_x @ a.T)).detach(), rtol=1e-4, atol=1e-4)
@@ -84,7 +65,7 @@ def test_the_fused_layer_takes_the_fp8_products_and_keeps_lora_exact() -> None:
 def test_an_update_far_below_the_rounding_of_an_output_is_not_lost(in_fp8: bool) -> None:
     layer = nf4(in_features=64, out_features=64)
     if in_fp8:
-        fp8.enable_fp8(nn.ModuleList([layer]), [layer])
+        fp8.enable_fp8(nn.ModuleList([layer]), [[layer]])
     x = torch.randn(4000, 64).bfloat16()
     a, b = torch.randn(8, 64).bfloat16(), 1e-5 * torch.randn(64, 8).bfloat16()
     with_update, without = (
@@ -98,14 +79,14 @@ def test_an_update_far_below_the_rounding_of_an_output_is_not_lost(in_fp8: bool)
 
 def test_a_layer_alone_gives_the_bits_of_one_whose_update_is_zero() -> None:
     layer = nf4(bias=True)
-    fp8.enable_fp8(nn.ModuleList([layer]), [layer])
+    fp8.enable_fp8(nn.ModuleList([layer]), [[layer]])
     x, a, b = torch.randn(70, 192).bfloat16(), torch.randn(8, 192).bfloat16(), torch.zeros(128, 8).bfloat16()
     assert torch.equal(frozen_linear(x, [layer])[0], fused_lora_linear(x, [Projection(layer, a, b, 2.0)])[0])
 
 
 def test_an_input_that_several_layers_share_is_quantised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = [nf4(), nf4(out_features=64)]
-    fp8.enable_fp8(nn.ModuleList(layers), list(layers))
+    fp8.enable_fp8(nn.ModuleList(layers), [layers])
     calls = []
     original = fp8.quantize_rows
     monkeypatch.setattr(fp8, "quantize_rows", lambda values: calls.append(1) or original(values))
@@ -128,17 +109,17 @@ def test_what_fp8_cannot_hold_stays_in_bf16() -> None:
     )
     good = nf4()
     model = nn.ModuleDict({"good": good, "odd": odd, "wild": wild})
-    assert fp8.enable_fp8(model, [good, odd, wild])[0] == "odd"
+    assert fp8.enable_fp8(model, [[good], [odd], [wild]])[0] == "odd"
     assert fp8.uses_fp8(good)
     assert not fp8.uses_fp8(odd)
     plain = nn.Linear(32, 32)
     with pytest.raises(ModelError, match="NF4 base"):
-        fp8.enable_fp8(nn.ModuleList([plain]), [plain])
+        fp8.enable_fp8(nn.ModuleList([plain]), [[plain]])
 
 
 KERNELS = """
 import torch
-from test_fp8 import nf4, relative
+from nf4_layer import nf4
 from anima.model import fp8, fp8_kernels
 from anima.model.nf4 import dequantize, unpack
 
@@ -154,7 +135,7 @@ def same_but_for_ties(got, expected):
 
 for columns, rows, nested in ((192, 128, True), (192, 128, False), (320, 80, True), (64, 16, True), (1024, 272, True)):
     layer = nf4(columns, rows, nested=nested)
-    scales = fp8._scales(layer)
+    scales = fp8._scales([layer])[0]
     for flip in (False, True):
         packed, state = layer.weight.data, layer.weight.quant_state
         got = unpack(packed, state, torch.float8_e4m3fn, inverse_scale=scales.inverse, transposed=flip)
@@ -185,7 +166,7 @@ print("kernels agree")
 def test_the_kernels_agree_with_their_reference_in_the_interpreter() -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     here = Path(__file__).parent
-    path = os.pathsep.join([str(here.parents[1]), str(here), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(here.parents[1]), str(here.parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", KERNELS], env=environment, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "kernels agree", done.stderr[-3000:]

@@ -120,7 +120,7 @@ def projection_errors(original: PreTrainedModel, wide: PreTrainedModel, batches:
     """
     running, layers = copy.deepcopy(original), nf4_layers(wide)
     as_they_are = {name: copy.copy(layer) for name, layer in layers.items()}  # of the same weights
-    left = fp8.enable_fp8(wide, list(layers.values()))
+    left = fp8.enable_fp8(wide, [[layer] for layer in layers.values()])
     found = {name: Errors(name) for name in layers if name not in left}
     for name, errors in found.items():
         plain, exact = (cast(nn.Linear, model.get_submodule(name)) for model in (running, original))

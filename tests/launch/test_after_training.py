@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 import launch.evaluate as evaluate
+import launch.merge as merge
+import launch.prequantize as prequantize
 from anima.errors import AnimaError
 from anima.evaluation.harness import check_harness
 from anima.inference import chat
@@ -130,6 +132,13 @@ def test_prequantise_train_merge_chat_evaluate(launch: Any, place: Path, tiny: s
     assert {"choices", "choices+2shot"} <= found["sft"].keys()
     assert found["sft"]["held_out"]["dropped"] == 0
     assert found["base"]["choices"]["questions"] == 5
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "nan", "inf"])
+def test_files_have_a_size(size: str) -> None:
+    for script, options in ((merge, ["--adapter", "a"]), (prequantize, ["--model_name_or_path", "m"])):
+        with pytest.raises(AnimaError, match="shard_gib"):
+            script.main([*options, "--output_dir", "o", "--shard_gib", size])
 
 
 def test_what_cannot_be_measured_is_said_before_a_model_is_loaded(

@@ -165,6 +165,9 @@ def test_what_cannot_be_measured_is_said_before_a_model_is_loaded(
         with pytest.raises(AnimaError) as caught:
             evaluate.main([*start, *more])
         assert message in str(caught.value)
+    for folder in (place / "eval.jsonl", place / "eval.jsonl" / "below"):
+        with pytest.raises(AnimaError, match="cannot be written"):
+            evaluate.main([*start[:2], "--output_dir", str(folder), "--eval_files", eval_file])
     if find_spec("lm_eval") is None:
         done = launch([*start, "--lm_eval_tasks", "arc_easy"], script="launch/evaluate.py")
         assert "lm-eval is not installed" in done.stderr

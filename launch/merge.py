@@ -5,6 +5,7 @@ python launch/merge.py --adapter runs/sft/adapter --into original --output_dir r
 python launch/merge.py --adapter runs/sft/adapter              # only the comparison
 """
 
+import math
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from anima.config.checks import require
 from anima.config.cli import parse_flags
 from anima.entry import run_command
 from anima.errors import ConfigError
@@ -55,6 +57,7 @@ class MergeOptions:
     def __post_init__(self) -> None:
         if not self.adapter:
             raise ConfigError("no adapter to merge", where="--adapter", fix="--adapter runs/NAME/adapter")
+        require(0 < self.shard_gib < math.inf, "no size of a file", "shard_gib", self.shard_gib, "above 0")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 python launch/prequantize.py --model_name_or_path /models/my-33b --output_dir /models/my-33b-nf4
 """
 
+import math
 import os
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from anima.config.checks import require
 from anima.config.cli import parse_flags
 from anima.config.paths import expanded
 from anima.entry import run_command
@@ -34,6 +36,9 @@ class PrequantizeOptions:
     """Size of the written files, GiB; host memory needed is about twice that."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you have read that code."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.shard_gib < math.inf, "no size of a file", "shard_gib", self.shard_gib, "above 0")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -105,6 +105,22 @@ def write_whole(path: Path, text: str) -> None:
         raise ConfigError("the file cannot be written", where=path, got=error.strerror) from None
 
 
+def check_writable(folder: Path) -> None:
+    """Find out before heavy work whether files can be written into a folder, which need not be there yet.
+
+    Raises:
+        ConfigError: it is a file or below one, or its rights forbid it.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(
+            "the output folder cannot be written",
+            where=folder,
+            got=f"{existing} is a file" if not existing.is_dir() else f"no right to write into {existing}",
+            fix="choose a folder of yours",
+        )
+
+
 def field_of(row: Mapping[str, object], name: str, where: str) -> str:
     """A text of a line that this package wrote.
 

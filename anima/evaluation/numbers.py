@@ -14,7 +14,7 @@ from anima.errors import DataError
 from anima.evaluation.answers import answer_questions, missing_questions
 from anima.evaluation.contestants import Contestant, Kind
 from anima.evaluation.harness import check_harness, run_harness
-from anima.evaluation.lines import write_whole
+from anima.evaluation.lines import check_writable, write_whole
 from anima.evaluation.measurements import Measurements
 from anima.evaluation.mmlu import Choice, ChoiceEncoder, few_shot, read_choices, spread
 from anima.evaluation.questions import Question, read_questions
@@ -31,8 +31,9 @@ def check_measurements(wanted: Measurements, output_dir: Path) -> None:
 
     Raises:
         DataError: a file that cannot be used, or earlier results that cannot be read.
-        ConfigError: the harness is asked for and absent, or knows no such task.
+        ConfigError: the folder cannot be written; the harness is asked for and absent, or knows no such task.
     """
+    check_writable(output_dir)
     resolve(wanted.eval_files, "eval_files", weights=False)
     for path in wanted.mmlu_files:
         choices_of(wanted, path)

@@ -85,10 +85,17 @@ def read_record(folder: Path) -> AdapterRecord:
         raise ModelError(
             "the folder does not say how its adapter was trained",
             where=path,
-            got=f"{type(error).__name__}: {error}",
+            got=_found_instead(folder) or f"{type(error).__name__}: {error}",
             allowed="the adapter/ folder of a run, or one of its checkpoints",
-            fix="point to such a folder",
+            fix=f"{folder / 'adapter'} is one" if (folder / "adapter" / RECORD).is_file() else "point to such a folder",
         ) from error
+
+
+def _found_instead(folder: Path) -> str:
+    """What lies where an adapter with its record should; empty if both are there."""
+    if not folder.is_dir():
+        return "a file" if folder.exists() else "there is no such folder"
+    return "" if (folder / RECORD).exists() else f"no {RECORD} in this folder"
 
 
 def read_adapter_record(folder: Path) -> AdapterRecord:
@@ -120,7 +127,11 @@ def check_template(record: AdapterRecord, template: Template, folder: Path) -> N
             where=folder / RECORD,
             got=repr(now),
             allowed=repr(record.rendering),
-            fix="use the tokenizer files that lie in the adapter's folder",
+            fix=(
+                "use the tokenizer files that lie in the adapter's folder"
+                if template.name == record.chat_template
+                else f"--chat_template {record.chat_template}, that of its training; or --allow_mismatch True"
+            ),
         )
 
 

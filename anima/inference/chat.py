@@ -1,5 +1,6 @@
 """A base and its adapters as speakers: each renders as its training did, and answers. Knows no terminal."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from anima.model.tokenizer import load_tokenizer
 
 BASE = "base"
 """Name of the speaker without an adapter."""
+NAME = re.compile(r"\w[\w.-]*")
+"""A speaker's name: typed behind /switch, and the name of its file of answers."""
 Quantization = Literal["nf4", "none"]
 
 
@@ -126,12 +129,21 @@ def named_adapters(specs: Sequence[str]) -> dict[str, Path]:
     """Adapter folders by speaker: NAME=FOLDER, or named by the objective of their training (sft, dpo, sft-2).
 
     Raises:
-        ModelError: a folder is no adapter of ours, or a name is given twice or taken by the base.
+        ModelError: a folder is no adapter of ours, or a name is no name, given twice or taken by the base.
     """
     found: dict[str, Path] = {}
     for spec in specs:
         name, equals, path = spec.partition("=")
+        if expanded(spec, "--adapter").is_dir():  # folders may have such a sign in their names: runs/lr=0.1/adapter
+            equals, path = "", spec
         folder = expanded(path if equals else spec, "--adapter")
+        if equals and name and not NAME.fullmatch(name):
+            raise ModelError(
+                "this is neither an adapter's folder nor a name for one",
+                where="--adapter",
+                got=spec,
+                allowed="FOLDER, or NAME=FOLDER with letters, digits and . _ - in the name",
+            )
         if not equals:
             kind = read_record(folder).objective
             name = kind

@@ -47,10 +47,18 @@ class Dialogue:
         if text:
             self.turns[-1].answers[speaker] = text
 
-    def undo(self) -> None:
-        """Forget the last turn."""
-        if self.turns:
-            self.turns.pop()
+    def undo(self) -> str:
+        """Forget the last turn.
+
+        Returns:
+            What was asked in it.
+
+        Raises:
+            DataError: there is none.
+        """
+        if not self.turns:
+            raise DataError("nothing was asked yet", where="chat")
+        return self.turns.pop().asked
 
     def retry(self) -> None:
         """Forget the answers to the last question.
@@ -66,6 +74,8 @@ class Dialogue:
         Raises:
             DataError: there is no such question.
         """
+        if not self.turns:
+            raise DataError("nothing was asked yet", where="chat")
         if not 1 <= number <= len(self.turns):
             raise DataError(
                 "there is no such question", where="chat", got=number, allowed=f"1 to {len(self.turns)}", fix="/history"

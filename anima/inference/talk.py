@@ -110,12 +110,12 @@ class Talk:
             "help": lambda _: self._write(f"{HELP}\n"),
             "switch": self._switch,
             "all": lambda _: self._everyone(),
-            "again": lambda _: self._answer(tuple(n for n in self._voices.names if n not in self.active)),
+            "again": lambda _: self._again(),
             "system": self._system,
             "history": lambda _: self._write("\n".join([*self.dialogue.lines(self._voices.names), ""])),
             "edit": self._edit,
             "retry": lambda _: self._repeat(),
-            "undo": lambda _: self.dialogue.undo(),
+            "undo": lambda _: self._write(f"forgotten: {self.dialogue.undo()}\n"),
             "clear": lambda _: self.dialogue.clear(),
         }
         if command not in commands:
@@ -170,6 +170,12 @@ class Talk:
             return
         self.dialogue.edit(int(number), text.strip())
         self._answer(self.active)
+
+    def _again(self) -> None:
+        others = tuple(name for name in self._voices.names if name not in self.active)
+        if not others:
+            self._write("there is no other speaker; /retry asks again\n")
+        self._answer(others)
 
     def _repeat(self) -> None:
         self.dialogue.retry()

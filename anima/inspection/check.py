@@ -4,6 +4,7 @@ Two passes: the data stage itself (what would training do?), then the texts row 
 """
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -198,7 +199,7 @@ class _Texts:
             self._preferences.add(row, place)
         if not conversations:
             texts = [str(value) for value in row.values() if isinstance(value, str)]
-            texts = plain_texts(row) if is_preference(row) else texts
+            texts = plain_texts(row) if is_preference(row) else texts or [_as_json(row)]
             self._look(place, texts)
             self._compare(number, texts, texts[:1] if is_preference(row) else [])
             return
@@ -251,6 +252,11 @@ class _Texts:
 
     def _note(self, name: str, place: str, detail: str = "") -> None:
         self._findings.add(name, _MEANINGS[name], place, detail)
+
+
+def _as_json(row: dict[str, object]) -> str:
+    """A row whose texts lie deeper, such as messages where pairs were expected."""
+    return json.dumps(row, ensure_ascii=False, sort_keys=True, default=str)
 
 
 def _digest(text: str) -> bytes:

@@ -23,9 +23,11 @@ class Adapters:
         """
         self._base = base
         self._adapted: PeftModel | None = None
+        # PEFT makes its names parts of a module's, where a dot or a word such as "update" cannot stand.
+        self._inner = {name: f"adapter_{number}" for number, name in enumerate(folders)}
         for name, folder in folders.items():
             try:
-                self._load(name, folder)
+                self._load(self._inner[name], folder)
             except (RuntimeError, ValueError) as error:
                 raise ModelError(
                     "the adapter does not fit the model",
@@ -55,7 +57,7 @@ class Adapters:
             with self._adapted.disable_adapter():
                 yield self.model
             return
-        self._adapted.set_adapter(name, inference_mode=True)
+        self._adapted.set_adapter(self._inner[name], inference_mode=True)
         yield self.model
 
     def _load(self, name: str, folder: Path) -> None:

@@ -73,6 +73,11 @@ class Progress:
             self._last_shown = now
             self._show()
 
+    def begin(self) -> None:
+        """The next step begins now: what came before, such as a first evaluation, says nothing about the ETA."""
+        self._times.clear()
+        self._times.append((self._step, self._clock()))
+
     def message(self, text: str) -> None:
         """Print a line of its own, above the bar on a terminal."""
         text = printable(text)

@@ -77,6 +77,7 @@ def _start(run: Run, meter: Meter) -> tuple[Run, History]:
     run.watchdog.beat("the heaviest micro-batch")
     if run.origin is None or run.origin.step < run.num_steps:
         run = rehearse(run)
+    run.progress.begin()
     meter.go_on()
     return run, history
 

@@ -136,8 +136,9 @@ def test_an_nf4_folder_answers_as_the_original(folders: dict[str, Path], tiny_ll
 def test_another_template_or_base_is_refused_unless_told(
     folders: dict[str, Path], tiny_llama_dir: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ModelError, match="template differs"):
+    with pytest.raises(ModelError, match="template differs") as caught:
         load_speakers(SpeakerSettings(folders, chat_template="alpaca"))
+    assert "--chat_template model" in str(caught.value.fix)
     told = load_speakers(SpeakerSettings(folders, chat_template="alpaca", allow_mismatch=True))
     assert told.template("sft").name == "alpaca"
     from transformers import AutoModelForCausalLM
@@ -163,6 +164,31 @@ def test_names_of_speakers(folders: dict[str, Path]) -> None:
     for spec in (f"base={sft}", f"={sft}"):
         with pytest.raises(ModelError, match="taken"):
             named_adapters([spec])
+    for spec in (f"../x={sft}", f"a b={sft}", f"runs/lr=0.1/{sft}"):
+        with pytest.raises(ModelError, match="neither"):
+            named_adapters([spec])
+
+
+def test_a_folder_may_have_an_equals_sign_in_its_name(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "lr=0.1" / "adapter"
+    shutil.copytree(folders["sft"], folder)
+    assert named_adapters([str(folder), f"mine={folder}"]) == {"sft": folder, "mine": folder}
+
+
+def test_names_that_a_module_cannot_have_speak_too(folders: dict[str, Path]) -> None:
+    alone = answers(load_speakers(SpeakerSettings({"sft": folders["sft"]})), "sft")
+    speakers = load_speakers(SpeakerSettings({"v1.2": folders["dpo"], "update": folders["sft"]}))
+    assert answers(speakers, "update") == alone
+    assert answers(speakers, "v1.2") != alone
+
+
+def test_a_folder_that_is_none_says_what_is_there(folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["sft"], tmp_path / "run" / "adapter")
+    (tmp_path / "file").write_text("")
+    for name, words in (("gone", "no such folder"), ("file", "a file"), ("run", f"{tmp_path / 'run' / 'adapter'} is")):
+        with pytest.raises(ModelError) as caught:
+            named_adapters([str(tmp_path / name)])
+        assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(

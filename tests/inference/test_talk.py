@@ -53,9 +53,22 @@ def test_again_asks_those_who_have_not_answered() -> None:
     assert said("one", "/again").splitlines()[1:] == ["[dpo] dpo<u:one>", "[base] base<u:one>", "[sft] sft<u:one>"]
 
 
+def test_commands_say_what_they_did_and_why_they_could_not() -> None:
+    assert said("one", "two", "/undo", "/history").splitlines()[3:] == [
+        "forgotten: two",
+        "1. one",
+        "   dpo: dpo<u:one>",
+    ]
+    for empty in ("/undo", "/retry", "/again", "/edit 1 x"):
+        lines = said(empty).splitlines()[1:]
+        assert "nothing was asked yet" in lines[0]
+        assert "1 to 0" not in "".join(lines)
+    assert "no other speaker" in said("/all", "one", "/again").splitlines()[-1]
+
+
 def test_the_history_can_be_edited_undone_retried_and_cleared() -> None:
     text = said("one", "two", "/edit 1 eins", "/undo", "three")
-    assert text.splitlines()[-2:] == ["[dpo] dpo<u:eins>", "[dpo] dpo<u:three>"]
+    assert text.splitlines()[-3:] == ["[dpo] dpo<u:eins>", "forgotten: eins", "[dpo] dpo<u:three>"]
     assert said("one", "two", "/retry").splitlines()[-1] == "[dpo] dpo<u:one|a:dpo<u:one>|u:two>"
     assert said("one", "/clear", "two").splitlines()[-1] == "[dpo] dpo<u:two>"
     history = said("one", "/system Be kind.", "two", "/history").splitlines()
@@ -80,7 +93,7 @@ def test_lines_go_on_behind_a_backslash() -> None:
 
 
 def test_mistakes_are_said_and_the_chat_goes_on() -> None:
-    text = said("/swich base", "/switch bse", "/edit x", "/edit 3 y", "/retry", "/help", "/quit", "never")
+    text = said("/swich base", "/switch bse", "/edit x", "one", "/edit 3 y", "/retry", "/help", "/quit", "never")
     for part in ("did you mean /switch?", "did you mean base?", "/edit N TEXT", "no such question", "/history  "):
         assert part in text
     assert "never" not in text

@@ -172,6 +172,14 @@ def test_pairs_of_a_preference_run(run: Any, write_rows: Any) -> None:
     assert "the answer is empty (chosen)" in str(refused.refusal)
 
 
+def test_messages_where_pairs_were_expected_are_not_all_the_same(run: Any, write_rows: Any) -> None:
+    rows = [{"messages": [{"role": "user", "content": f"question {n}"}]} for n in (1, 2, 3, 1)]
+    path = write_rows(rows)
+    report = run(path, kind=PAIRS)
+    assert "fits no known format" in str(report.refusal)
+    assert _places(report)[module.DUPLICATE] == ["rows.jsonl:4 = rows.jsonl:1"]
+
+
 def test_files_that_cannot_be_read(run: Any, tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     file.write_bytes(b'[{"prompt": "a", "completion": "b"}, {"prompt"')

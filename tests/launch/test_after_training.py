@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 import launch.evaluate as evaluate
+import launch.merge as merge
+import launch.prequantize as prequantize
 from anima.errors import AnimaError
 from anima.evaluation.harness import check_harness
 from anima.inference import chat
@@ -132,6 +134,13 @@ def test_prequantise_train_merge_chat_evaluate(launch: Any, place: Path, tiny: s
     assert found["base"]["choices"]["questions"] == 5
 
 
+@pytest.mark.parametrize("size", ["0", "-1", "nan", "inf"])
+def test_files_have_a_size(size: str) -> None:
+    for script, options in ((merge, ["--adapter", "a"]), (prequantize, ["--model_name_or_path", "m"])):
+        with pytest.raises(AnimaError, match="shard_gib"):
+            script.main([*options, "--output_dir", "o", "--shard_gib", size])
+
+
 def test_what_cannot_be_measured_is_said_before_a_model_is_loaded(
     launch: Any, place: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +165,9 @@ def test_what_cannot_be_measured_is_said_before_a_model_is_loaded(
         with pytest.raises(AnimaError) as caught:
             evaluate.main([*start, *more])
         assert message in str(caught.value)
+    for folder in (place / "eval.jsonl", place / "eval.jsonl" / "below"):
+        with pytest.raises(AnimaError, match="cannot be written"):
+            evaluate.main([*start[:2], "--output_dir", str(folder), "--eval_files", eval_file])
     if find_spec("lm_eval") is None:
         done = launch([*start, "--lm_eval_tasks", "arc_easy"], script="launch/evaluate.py")
         assert "lm-eval is not installed" in done.stderr

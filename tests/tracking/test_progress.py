@@ -76,6 +76,16 @@ def test_eta_of_a_resumed_run_counts_its_own_steps_only() -> None:
     assert "ETA 4:57" in progress.line()  # 99 steps of 3 s
 
 
+def test_what_came_before_the_first_step_does_not_count() -> None:
+    clock = Clock()
+    progress = Progress(41, stream=io.StringIO(), clock=clock)
+    clock.now += 60  # a first evaluation
+    progress.begin()
+    clock.now += 3
+    progress.update(1)
+    assert "ETA 2:00" in progress.line()  # 40 steps of 3 s
+
+
 def test_eta_follows_the_last_steps() -> None:
     clock = Clock()
     progress = Progress(200, stream=io.StringIO(), clock=clock)

@@ -10,9 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from anima.model import fp8
-from anima.model.kernels import RmsNorm, RotaryAttention, SwiGlu
-from anima.model.lora_layers import FusedLoraLayer
+from anima.model.kernels import RmsNorm, RotaryAttention, SwiGlu, in_fp8
 
 LAYERS = ("LlamaDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "MistralDecoderLayer")
 
@@ -26,8 +24,8 @@ def fuse_sums(model: nn.Module) -> int:
     before: Any = None
     layers: list[Any] = [module for module in model.modules() if type(module).__name__ in LAYERS and _is_ours(module)]
     for layer in layers:
-        layer.input_layernorm.gives_gradient_rows = before is not None and _in_fp8(before.mlp.down_proj)
-        layer.post_attention_layernorm.gives_gradient_rows = _in_fp8(layer.self_attn.o_proj)
+        layer.input_layernorm.gives_gradient_rows = before is not None and in_fp8(before.mlp.down_proj)
+        layer.post_attention_layernorm.gives_gradient_rows = in_fp8(layer.self_attn.o_proj)
         kind: Any = type(layer)
         layer.__class__ = _fused(kind)
         before = layer
@@ -38,10 +36,6 @@ def _is_ours(layer: Any) -> bool:  # noqa: ANN401
     norms = (layer.input_layernorm, layer.post_attention_layernorm)
     blocks = isinstance(layer.self_attn, RotaryAttention) and isinstance(layer.mlp, SwiGlu)
     return blocks and all(isinstance(norm, RmsNorm) and norm.gives_rows for norm in norms)
-
-
-def _in_fp8(layer: nn.Module) -> bool:
-    return isinstance(layer, FusedLoraLayer) and fp8.uses_fp8(layer.base)
 
 
 @cache

@@ -38,7 +38,7 @@ def uses_liger(device: torch.device) -> bool:
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """`fp8_rows.rms_norm_by_torch`."""
+    """RMSNorm over the last axis (Zhang & Sennrich 2019, eq. 4), by Liger or as `fp8_rows.rms_norm_by_torch` says."""
     if uses_liger(x.device):
         output: Tensor = LigerRMSNormFunction.apply(x, weight, epsilon, 0.0, "llama", False, None)
         return output
@@ -201,16 +201,15 @@ class SwiGlu(CheapToRecompute):
 
     def _block(self, x: Tensor) -> Tensor:
         gate, up = project(x, (self.gate_proj, self.up_proj))
-        function: Callable[[Tensor, Tensor], Tensor] = silu_product
+        again: Callable[[Tensor, Tensor], Tensor] = silu_product
         if self.gives_rows or self.gives_gradient_rows:
-            function = fp8_rows.silu_product
-            product = fp8_rows.silu_product(
-                gate, up, with_rows=self.gives_rows, with_gradient_rows=self.gives_gradient_rows
-            )
+            again = fp8_rows.silu_product
+            rows = {"with_rows": self.gives_rows, "with_gradient_rows": self.gives_gradient_rows}
+            product = fp8_rows.silu_product(gate, up, **rows)
         else:
             product = silu_product(gate, up)
         if self.recompute_output and self.training:
-            product = with_recipe(product, function, gate, up)
+            product = with_recipe(product, again, gate, up)
         output: Tensor = self.down_proj(product)
         return output
 
@@ -257,11 +256,11 @@ def hand_rows_on(model: nn.Module) -> None:
     for module in model.modules():
         for norm, reader in ((getattr(module, a, None), getattr(module, b, None)) for a, b in READERS):
             if isinstance(norm, RmsNorm) and isinstance(reader, RotaryAttention | SwiGlu):
-                norm.gives_rows = all(_in_fp8(getattr(reader, name)) for name in reader.same_input)
+                norm.gives_rows = all(in_fp8(getattr(reader, name)) for name in reader.same_input)
         if isinstance(module, SwiGlu):
             factors = [getattr(module, name) for name in module.same_input]
-            module.gives_rows = _in_fp8(module.down_proj)
-            module.gives_gradient_rows = all(map(_in_fp8, factors)) and fp8.share_scale([f.base for f in factors])
+            module.gives_rows = in_fp8(module.down_proj)
+            module.gives_gradient_rows = all(map(in_fp8, factors)) and fp8.share_scale([f.base for f in factors])
 
     norms = [module for module in model.modules() if isinstance(module, RmsNorm) and module.gives_rows]
     blocks = [module for module in model.modules() if isinstance(module, SwiGlu) and module.gives_rows]
@@ -269,5 +268,6 @@ def hand_rows_on(model: nn.Module) -> None:
         fp8_rows.check_kernels(norms[0].weight, blocks[0].width)
 
 
-def _in_fp8(layer: nn.Module) -> bool:
+def in_fp8(layer: nn.Module) -> bool:
+    """Whether a projection computes its products in fp8, and so reads rows of e4m3."""
     return isinstance(layer, FusedLoraLayer) and fp8.uses_fp8(layer.base)

@@ -1,12 +1,8 @@
 """fp8 products: the arithmetic against fp32, the kernels (in Triton's interpreter) against the arithmetic."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from interpreter import run_in_interpreter
 from nf4_layer import nf4, relative
 from torch import nn
 
@@ -119,6 +115,7 @@ def test_what_fp8_cannot_hold_stays_in_bf16() -> None:
 
 KERNELS = """
 import torch
+from interpreter import run_in_interpreter
 from nf4_layer import nf4
 from anima.model import fp8, fp8_kernels
 from anima.model.nf4 import dequantize, unpack
@@ -164,9 +161,4 @@ print("kernels agree")
 
 
 def test_the_kernels_agree_with_their_reference_in_the_interpreter() -> None:
-    pytest.importorskip("triton", reason="triton is not installed")
-    here = Path(__file__).parent
-    path = os.pathsep.join([str(here.parents[1]), str(here.parent), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", KERNELS], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.stdout.strip() == "kernels agree", done.stderr[-3000:]
+    run_in_interpreter(KERNELS)

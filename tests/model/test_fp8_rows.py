@@ -1,13 +1,11 @@
 """Rows of e4m3 that travel with tensors, and groups whose gradient is one product: the bits of doing it separately; the
 kernels (in Triton's interpreter) against the arithmetic."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from interpreter import run_in_interpreter
 from nf4_layer import nf4, relative
 from torch import nn
 
@@ -128,6 +126,7 @@ def test_a_network_takes_the_rows_that_travel_and_computes_the_same_without(
 
 KERNELS = """
 import torch
+from interpreter import run_in_interpreter
 from nf4_layer import nf4 as nf4_layer
 from anima.model import fp8, fp8_kernels, fp8_rows, nf4, row_kernels
 
@@ -212,9 +211,4 @@ print("kernels agree")
 
 
 def test_the_kernels_agree_with_their_reference_in_the_interpreter() -> None:
-    pytest.importorskip("triton", reason="triton is not installed")
-    here = Path(__file__).parent
-    path = os.pathsep.join([str(here.parents[1]), str(here.parent), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", KERNELS], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.stdout.strip() == "kernels agree", done.stderr[-3000:]
+    run_in_interpreter(KERNELS)

@@ -21,6 +21,7 @@ T = TypeVar("T")
 AFTER_HANG_MINUTES = 2.0
 """A collective gives up later than the watchdog, which knows more to say: it has the stack of every thread."""
 
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # before torch 2.13
 _PIECE = 1 << 24
 """Elements that travel at a time when large tensors go to the host: what that costs on the device."""
 
@@ -108,6 +109,26 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(values)
     return values
+
+
+def mean_scattered(values: torch.Tensor, ranks: Ranks, travel: torch.dtype) -> torch.Tensor:
+    """This rank's part of the mean of `values` over all ranks; on the device, no host synchronisation.
+
+    Args:
+        values: 1-D, fp32, with an equal part for every rank, in rank order. Overwritten.
+        ranks: This process among the others.
+        travel: Number format of what is sent; another than fp32 takes a copy.
+
+    Returns:
+        A view of `values`.
+    """
+    mine = values.chunk(ranks.world_size)[ranks.rank]
+    if ranks.world_size > 1:
+        sent = values.div_(ranks.world_size).to(travel)
+        part = mine if travel == values.dtype else torch.empty_like(mine, dtype=travel)
+        _reduce_scatter(part, sent)
+        mine.copy_(part)
+    return mine
 
 
 def gather_objects(value: T) -> list[T]:

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     ranks = read_ranks()
     compute = choose_compute("auto" if options.dry_run else config.device, config.model.compute_dtype, ranks.local_rank)
     if options.dry_run:
-        print(describe(config, merge_deepspeed(config, bf16=compute.is_bf16, trainable_numel=None)), end="")
+        print(describe(config, merge_deepspeed(config, bf16=compute.is_bf16)), end="")
         return
     if compute.device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"

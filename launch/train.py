@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
 
     ranks = read_ranks()
     compute = choose_compute("auto" if options.dry_run else config.device, config.model.compute_dtype, ranks.local_rank)
-    merged = merge_deepspeed(config, bf16=compute.is_bf16, trainable_numel=None)
+    merged = merge_deepspeed(config, bf16=compute.is_bf16)
     if options.dry_run:
         print(describe(config, merged), end="")
         return
@@ -207,7 +207,7 @@ def build_engine(config: Config, ranks: Ranks, compute: Compute, network: Packed
     from anima.train.optimizer import build_optimizer
 
     parameters = list(trainable_parameters(network).values())
-    settings = merge_deepspeed(config, bf16=compute.is_bf16, trainable_numel=sum(p.numel() for p in parameters))
+    settings = merge_deepspeed(config, bf16=compute.is_bf16)
     return Engine(network, build_optimizer(parameters, config.optimization), settings, ranks, fingerprint)
 
 

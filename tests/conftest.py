@@ -37,12 +37,12 @@ ZERO_2: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": 1,
     "gradient_accumulation_steps": 1,
     "gradient_clipping": 0.0,  # left out, DeepSpeed clips to 1
-    "zero_optimization": {"stage": 2, "contiguous_gradients": False, "reduce_bucket_size": 10_000},
+    "zero_optimization": {"stage": 2, "contiguous_gradients": False},
     "zero_allow_untested_optimizer": True,
     "communication_data_type": "fp32",
     "data_types": {"grad_accum_dtype": "fp32"},
 }
-"""What an Engine of a tiny model is given: several buckets, gradients in fp32, no clipping."""
+"""What an Engine of a tiny model is given: gradients in fp32, no clipping."""
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 
 

@@ -18,9 +18,6 @@ from anima.config.spelling import nearest
 from anima.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LARGEST_BUCKET = 50_000_000
-"""Elements of a communication bucket at most: it is copied before it travels, 4 bytes an element. DeepSpeed allocates
-whole buckets, however small the adapter (stage_1_and_2.py), so "auto" never takes more than the adapter has."""
 
 Keys = tuple[str, ...]
 
@@ -29,14 +26,13 @@ _KNOWN: dict[Keys, tuple[str, ...]] = {
     (): (
         *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),
         *("managed_gradient_accumulation", "bf16", "fp16", "zero_optimization", "zero_allow_untested_optimizer"),
-        *("communication_data_type", "data_types", "prescale_gradients", "gradient_predivide_factor"),
-        *("gradient_allreduce_op", "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state"),
-        *("comms_logger", "flops_profiler", "checkpoint", "log_level"),
+        *("communication_data_type", "data_types", "gradient_allreduce_op", "steps_per_print", "wall_clock_breakdown"),
+        *("memory_breakdown", "dump_state", "comms_logger", "flops_profiler", "checkpoint", "log_level"),
     ),
     ("zero_optimization",): (
         *("stage", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "allgather_partitions"),
-        *("allgather_bucket_size", "overlap_comm", "use_multi_rank_bucket_allreduce", "load_from_fp32_weights"),
-        *("elastic_checkpoint", "compute_grad_norm", "offload_optimizer", "offload_param"),
+        *("allgather_bucket_size", "overlap_comm", "load_from_fp32_weights", "elastic_checkpoint"),
+        *("compute_grad_norm", "offload_optimizer", "offload_param"),
     ),
     ("bf16",): ("enabled", "check_grad_overflow", "bf16_master_weights_and_grads", "bf16_optimizer_states"),
     ("data_types",): ("grad_accum_dtype",),
@@ -64,7 +60,8 @@ _FIXED: tuple[tuple[Keys, object, str], ...] = (
     (("bf16", "bf16_master_weights_and_grads"), False, "small updates vanish in bf16; masters are fp32"),
     (("bf16", "bf16_optimizer_states"), False, "the optimizer's states are those of --optimizer"),
     (("data_types", "grad_accum_dtype"), "fp32", "gradients of many micro-batches are summed in fp32"),
-    (("zero_optimization", "contiguous_gradients"), False, "DeepSpeed's buffers would round fp32 gradients to bf16"),
+    (("zero_optimization", "contiguous_gradients"), False, "gradients add up in one vector of the engine's own"),
+    (("zero_optimization", "reduce_scatter"), True, "every rank gets its part of the summed gradients, no more"),
     (("zero_optimization", "overlap_comm"), False, "gradients travel once a step, after its last backward pass"),
     (("zero_optimization", "elastic_checkpoint"), False, "it cuts the states of 8-bit optimizers and loses data"),
     (("zero_optimization", "compute_grad_norm"), True, "clipping and the logged norm need it"),
@@ -72,6 +69,9 @@ _FIXED: tuple[tuple[Keys, object, str], ...] = (
     (("gradient_allreduce_op",), "mean", "the engine scales the loss for a mean over ranks"),
     (("managed_gradient_accumulation",), True, "the engine marks the last micro-batch of a step itself"),
 )
+
+_BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")
+"""Found in every DeepSpeed JSON, and without effect here."""
 
 _DEFAULTS: tuple[tuple[Keys, object], ...] = (
     (("zero_allow_untested_optimizer",), True),
@@ -84,13 +84,12 @@ _DEFAULTS: tuple[tuple[Keys, object], ...] = (
 )
 
 
-def merge_deepspeed(config: Config, *, bf16: bool, trainable_numel: int | None) -> dict[str, Any]:
+def merge_deepspeed(config: Config, *, bf16: bool) -> dict[str, Any]:
     """Read the run's DeepSpeed JSON and fill it from the config.
 
     Args:
         config: The run's config.
         bf16: True if this run computes in bf16.
-        trainable_numel: Trainable elements; None where no model is built (`--dry_run`): buckets stay "auto".
 
     Returns:
         What `deepspeed.initialize` takes. One sequence a micro-batch and no accumulation stand there because
@@ -117,8 +116,7 @@ def merge_deepspeed(config: Config, *, bf16: bool, trainable_numel: int | None) 
     _set(merged, enabled, _agreed(source, enabled, bf16, resolved))
     merged.pop("train_batch_size", None)  # DeepSpeed multiplies it out for the number of ranks
     merged.update(train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1)
-    _fill_communication(source, merged, trainable_numel)
-    _check_filled(source, merged, trainable_numel)
+    _check_communication(source, merged)
     return merged
 
 
@@ -220,26 +218,16 @@ def _check_stage(source: _Source) -> None:
             )
 
 
-def _fill_communication(source: _Source, merged: dict[str, Any], trainable_numel: int | None) -> None:
-    """Buckets from the adapter's size."""
+def _check_communication(source: _Source, merged: dict[str, Any]) -> None:
     zero = merged["zero_optimization"]
-    for key in ("reduce_bucket_size", "allgather_bucket_size"):
-        size = zero.get(key, "auto")
-        if size == "auto":
-            # Even: DeepSpeed asserts that an all-gather bucket is a multiple of two elements.
-            even = None if trainable_numel is None else trainable_numel + trainable_numel % 2
-            zero[key] = "auto" if even is None else min(LARGEST_BUCKET, even)
-        elif isinstance(size, bool) or not isinstance(size, int | float) or size < 2 or size % 2:
-            raise source.error(("zero_optimization", key), "a bucket has a size", allowed='"auto" or an even number')
+    for key in _BUCKETS:
+        if zero.pop(key, "auto") != "auto":
+            what = "this has no effect: gradients and parameters travel in one piece, without a bucket"
+            raise source.error(("zero_optimization", key), what, allowed='"auto"', fix="leave it out")
     if merged["communication_data_type"] not in ("fp32", "bf16"):
         raise source.error(("communication_data_type",), "gradients cannot travel so", allowed='"fp32" or "bf16"')
-
-
-def _check_filled(source: _Source, merged: dict[str, Any], trainable_numel: int | None) -> None:
-    """No "auto" may reach DeepSpeed, which does not know the word."""
-    for keys in _autos(merged, ()):
-        if trainable_numel is not None or not keys[-1].endswith("_bucket_size"):
-            raise source.error(keys, 'the config has nothing to fill this "auto" with', allowed="a value")
+    for keys in _autos(merged, ()):  # DeepSpeed does not know the word
+        raise source.error(keys, 'the config has nothing to fill this "auto" with', allowed="a value")
 
 
 def _autos(entries: Mapping[str, Any], parents: Keys) -> Iterator[Keys]:

@@ -92,7 +92,8 @@ def _line(points: Sequence[tuple[int, float]], at_zero: float) -> Line:
 def next_size(points: Sequence[Point], *, small: int, most: int, room: float) -> int | None:
     """Tokens of the pass to measure next; None if there is no more to learn or no memory to learn it in.
 
-    Two small passes, then one as large as is surely possible: it shows what passes of the training take. Where there
+    Two small passes, then one as large as is surely possible: it shows what passes of the training take. Then half of
+    that: short passes wait for the host, and a line from them to a long one would promise too much beyond. Where there
     is no memory for the second, a smaller one.
 
     Args:
@@ -109,6 +110,9 @@ def next_size(points: Sequence[Point], *, small: int, most: int, room: float) ->
         if size <= last:
             return None
         return size if line.at(size) <= room else small // 2
+    if len(points) == 3 and last > points[1].tokens:
+        size = last // 2 // STEP_TOKENS * STEP_TOKENS
+        return size if size > points[1].tokens else None
     if len(points) > 2 or last < points[0].tokens:
         return None
     size = min(STRETCH * small, most)

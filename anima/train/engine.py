@@ -1,7 +1,7 @@
 """DeepSpeed ZeRO-2 behind a small face: forward, backward of a sum, step. The only user of deepspeed.
 
-The gradients of a step's micro-batches add up on their rank in fp32 and travel once, after the last one. ZeRO averages
-them over ranks, so the scaling to a mean over the step happens here, before each backward pass.
+The gradients of a step's micro-batches add up on their rank in fp32 and travel once, after the last one, as their mean
+over ranks (gradients.py); so the scaling to a mean over the step happens here, before each backward pass.
 """
 
 import logging
@@ -20,11 +20,13 @@ from anima.distributed import Ranks
 from anima.errors import ModelError
 from anima.objectives.objective import PackedBatch
 from anima.train import optimizer_state
-from anima.train.optimizer import code_maps, is_paged, moment_bytes, put_back, take_out
+from anima.train.gradients import Gradients
+from anima.train.optimizer import code_maps, is_paged, moment_bytes, put_back, take_out, will_be_paged
 from anima.train.optimizer_state import GroupState, RankState
 
-_PIECE = 1 << 25
-"""Gradients that DeepSpeed's norm turns into fp64 at a time: 256 MiB."""
+_FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_FLUSH = "_flush_coalesced_reduction_zero12"
+"""Where DeepSpeed 0.19 reduces the gradients of a step that `coalesce_grad_reduction` has held back."""
 _SMALL_FILES_BYTES = 32 << 20
 """Tokenizer, records, random states, scales: more than they take."""
 
@@ -83,6 +85,13 @@ class Engine:
         if after != before:
             raise ModelError("DeepSpeed changed the frozen base", got=after, allowed=before)
         self.base_fingerprint = before
+        travel = _FORMATS[settings.get("communication_data_type", "fp32")]
+        self._gradients = Gradients(self._engine.optimizer, ranks, travel)
+        if not hasattr(self._engine, _FLUSH):
+            raise ModelError("this DeepSpeed reduces gradients elsewhere", got=deepspeed.__version__, allowed="0.19")
+        setattr(self._engine, _FLUSH, lambda _: self._gradients.reduce())
+        # DeepSpeed makes every parameter a view of its flat vector again after each step, which it never ceased to be.
+        self._engine.optimizer._update_model_bit16_weights = lambda _: None
 
     @property
     def network(self) -> nn.Module:
@@ -118,13 +127,17 @@ class Engine:
     @contextmanager
     def accumulating(self) -> Iterator[None]:
         """All backward passes of a step happen in here; when it ends well, their gradient is reduced over the ranks."""
+        self._gradients.begin()
         with self._engine.coalesce_grad_reduction():
             try:
                 yield
             except BaseException:
-                for parameter in self._engine.module.parameters():
-                    parameter.grad = None  # DeepSpeed reduces what it finds, and the other ranks would not answer
+                self._gradients.drop()  # the other ranks would not answer
                 raise
+
+    def spoil(self) -> None:
+        """Make the gradients of this step NaN, within `accumulating`: then `step` skips it."""
+        self._gradients.spoil()
 
     def backward(self, loss_sum: Tensor, weight: Tensor) -> None:
         """Add the gradient of loss_sum / weight, where both are sums over the whole step, within `accumulating`.
@@ -139,22 +152,11 @@ class Engine:
         """Clip and update with `learning_rate`; the same on every rank."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._join_gradients()
         skipped_before = self._engine.skipped_steps
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
         skipped = self._engine.skipped_steps > skipped_before
         return StepOutcome(float("nan") if norm is None else float(norm), skipped)
-
-    def _join_gradients(self) -> None:
-        """Let DeepSpeed look for overflow and take the norm in a few large pieces of this rank's gradient, not in every
-        parameter: of hundreds of LoRA matrices that is thousands of small kernels (stage_1_and_2.py, 0.19).
-        """
-        for number, group in self._engine.optimizer.averaged_gradients.items():
-            flat = getattr(group, "flat_partition", None)
-            if flat is not None:
-                count = len(self._engine.optimizer.params_in_partition[number])  # the norm pairs pieces with parameters
-                group[:] = flat.view(-1).split(max(_PIECE, -(-flat.numel() // max(1, count))))
 
     def export_optimizer(self) -> list[GroupState]:
         """Masters and moments of all ranks in host memory, on rank 0; elsewhere an empty list. A collective.
@@ -207,11 +209,15 @@ class Engine:
             total += adapter.numel() * (4 + moments + adapter.element_size())
         return total
 
-    def missing_moment_bytes(self) -> int:
-        """Bytes on this rank's device that the moments will take from the first step on; 0 once they are there."""
+    def missing_moment_bytes(self, *, paged: bool) -> int:
+        """Bytes that this rank's moments will take from the first step on; 0 once they are there.
+
+        Args:
+            paged: Of those that can leave the device, which they do when it is full, at a price; or of the others.
+        """
         zero, missing = self._engine.optimizer, 0
         for master in zero.single_partition_of_fp32_groups:
-            if not zero.optimizer.state.get(master):
+            if not zero.optimizer.state.get(master) and will_be_paged(zero.optimizer, master) is paged:
                 missing += moment_bytes(zero.optimizer, master)
         return missing
 

@@ -80,7 +80,7 @@ def put_back(optimizer: torch.optim.Optimizer, master: Tensor, state: RankState)
     entry: dict[str, Any] = {}
     if isinstance(optimizer, Optimizer2State):
         entry |= {name: int(value) for name, value in state.scalars.items()}
-        paged = optimizer.is_paged and master.device.type == "cuda" and master.numel() >= _PAGED_FROM
+        paged = will_be_paged(optimizer, master)
     else:
         entry |= {name: torch.tensor(value) for name, value in state.scalars.items()}
         paged = False
@@ -102,10 +102,14 @@ def _paged(optimizer: Any, values: Tensor, device: torch.device) -> Tensor:  # n
 
 
 def moment_bytes(optimizer: torch.optim.Optimizer, master: Tensor) -> int:
-    """Device memory of the two moments of `master`; none where they are paged, because they can leave the device."""
-    if isinstance(optimizer, Optimizer2State) and optimizer.is_paged and master.numel() >= _PAGED_FROM:
-        return 0
+    """Bytes of the two moments of `master`."""
     return master.numel() * (2 if code_maps(optimizer, master.numel()) else 8)
+
+
+def will_be_paged(optimizer: torch.optim.Optimizer, master: Tensor) -> bool:
+    """True if the moments of `master` will be able to leave the device."""
+    can = isinstance(optimizer, Optimizer2State) and optimizer.is_paged and master.device.type == "cuda"
+    return can and master.numel() >= _PAGED_FROM
 
 
 def is_paged(optimizer: torch.optim.Optimizer, master: Tensor) -> bool:

@@ -75,7 +75,7 @@ def _passes(run: Run, batch: Any) -> torch.Tensor | None:  # noqa: ANN401  (a mi
         torch.cuda.reset_peak_memory_stats(device)  # to compare with what is expected of this pass
     try:
         faults.fire("step", 0)
-        moments = torch.empty(run.engine.missing_moment_bytes(), dtype=torch.uint8, device=device)
+        moments = torch.empty(run.engine.missing_moment_bytes(paged=False), dtype=torch.uint8, device=device)
     except torch.OutOfMemoryError:
         return None
     return moments if all(run_pass(run.engine, run.objective, batch) for _ in range(2)) else None

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from anima.config.deepspeed_json import LARGEST_BUCKET, merge_deepspeed
+from anima.config.deepspeed_json import merge_deepspeed
 from anima.config.schema import BatchConfig, Config, DataConfig, ModelConfig, OptimizationConfig, OutputConfig
 from anima.errors import ConfigError
 
@@ -22,10 +22,10 @@ CONFIG = Config(
 ZERO2: dict[str, Any] = {"stage": 2}
 
 
-def merge(folder: Path, entries: object, *, bf16: bool = True, numel: int | None = 1000) -> dict[str, Any]:
+def merge(folder: Path, entries: object, *, bf16: bool = True) -> dict[str, Any]:
     path = folder / "ds.json"
     path.write_text(entries if isinstance(entries, str) else json.dumps(entries, indent=2), encoding="utf-8")
-    return merge_deepspeed(replace(CONFIG, deepspeed=str(path)), bf16=bf16, trainable_numel=numel)
+    return merge_deepspeed(replace(CONFIG, deepspeed=str(path)), bf16=bf16)
 
 
 def refusal(folder: Path, entries: object, **options: Any) -> str:
@@ -36,14 +36,12 @@ def refusal(folder: Path, entries: object, **options: Any) -> str:
 
 @pytest.mark.parametrize("bf16", [True, False])
 def test_the_shipped_file_is_filled_from_the_config(bf16: bool) -> None:
-    assert merge_deepspeed(CONFIG, bf16=bf16, trainable_numel=1000) == {
+    assert merge_deepspeed(CONFIG, bf16=bf16) == {
         "zero_optimization": {
             "stage": 2,
             "contiguous_gradients": False,
             "reduce_scatter": True,
             "overlap_comm": False,
-            "reduce_bucket_size": 1000,
-            "allgather_bucket_size": 1000,
         },
         "bf16": {"enabled": bf16, "check_grad_overflow": True},
         "communication_data_type": "fp32",
@@ -66,10 +64,7 @@ def test_the_shipped_file_holds_no_number_but_the_stage() -> None:
 
 def test_the_least_file_becomes_as_safe_as_the_shipped_one(tmp_path: Path) -> None:
     merged = merge(tmp_path, {"zero_optimization": ZERO2})
-    # DeepSpeed clips at 1.0 and takes buckets of 500 million elements where nothing is written.
-    assert merged["gradient_clipping"] == 0.7
-    assert merged["zero_optimization"]["reduce_bucket_size"] == 1000
-    assert merged["zero_optimization"]["allgather_bucket_size"] == 1000
+    assert merged["gradient_clipping"] == 0.7  # DeepSpeed clips at 1.0 where nothing is written
     assert merged["bf16"]["enabled"] is True
     assert merged["communication_data_type"] == "fp32"
     assert merged["zero_optimization"]["contiguous_gradients"] is False
@@ -77,21 +72,16 @@ def test_the_least_file_becomes_as_safe_as_the_shipped_one(tmp_path: Path) -> No
     assert merged["zero_allow_untested_optimizer"] is True
 
 
-@pytest.mark.parametrize(
-    ("numel", "bucket"),
-    [(1000, 1000), (1001, 1002), (LARGEST_BUCKET + 7, LARGEST_BUCKET), (None, "auto")],
-)
-def test_buckets_follow_the_adapter_in_even_numbers(tmp_path: Path, numel: int | None, bucket: object) -> None:
-    zero = merge(tmp_path, {"zero_optimization": {**ZERO2, "reduce_bucket_size": "auto"}}, numel=numel)
-    assert zero["zero_optimization"]["reduce_bucket_size"] == bucket
-    assert zero["zero_optimization"]["allgather_bucket_size"] == bucket
+def test_buckets_that_were_left_to_us_do_not_reach_deepspeed(tmp_path: Path) -> None:
+    merged = merge(tmp_path, {"zero_optimization": {**ZERO2, "reduce_bucket_size": "auto"}})
+    assert merged["zero_optimization"] == {**ZERO2, "contiguous_gradients": False, "overlap_comm": False}
 
 
 def test_what_the_file_owns_is_kept(tmp_path: Path) -> None:
-    own = {**ZERO2, "reduce_bucket_size": 5e7, "overlap_comm": False, "contiguous_gradients": False}
+    own = {**ZERO2, "overlap_comm": False, "contiguous_gradients": False}
     entries = {"zero_optimization": own, "communication_data_type": "bf16", "steps_per_print": 10, "log_level": "info"}
     merged = merge(tmp_path, entries)
-    assert merged["zero_optimization"] == {**own, "allgather_bucket_size": 1000}
+    assert merged["zero_optimization"] == own
     assert merged["communication_data_type"] == "bf16"
     assert merged["steps_per_print"] == 10
 
@@ -121,7 +111,8 @@ def test_the_same_number_in_both_places_is_no_contradiction(tmp_path: Path) -> N
         ({"activation_checkpointing": {}}, ["--recompute"]),
         ({"gradient_cliping": 0.7}, ["did you mean gradient_clipping", "ds.json:5"]),
         ({"bf16": True}, ["'bf16' holds entries of its own", "ds.json:5"]),
-        ({"prescale_gradients": "auto"}, ["prescale_gradients", '"auto"']),
+        ({"memory_breakdown": "auto"}, ["memory_breakdown", '"auto"']),
+        ({"prescale_gradients": True}, ["prescale_gradients", "no such entry acts here"]),
     ],
 )
 def test_contradictions_name_both_values_and_both_places(
@@ -146,11 +137,11 @@ def test_contradictions_name_both_values_and_both_places(
         ({"stage": 2, "elastic_checkpoint": True}, ["elastic_checkpoint", "8-bit"]),
         ({"stage": 2, "stage3_max_live_parameters": 1}, ["stage 3 only", "ds.json:4"]),
         ({"stage": 2, "overlap_com": True}, ["did you mean overlap_comm"]),
-        ({"stage": 2, "reduce_bucket_size": 3}, ["reduce_bucket_size", "even number"]),
-        ({"stage": 2, "reduce_bucket_size": "big"}, ["reduce_bucket_size", "even number"]),
-        ({"stage": 2, "contiguous_gradients": True}, ["contiguous_gradients", "round"]),
+        ({"stage": 2, "reduce_bucket_size": 5e8}, ["reduce_bucket_size", "no effect", "in one piece"]),
+        ({"stage": 2, "allgather_bucket_size": 2e8}, ["allgather_bucket_size", "no effect"]),
+        ({"stage": 2, "contiguous_gradients": True}, ["contiguous_gradients", "one vector"]),
         ({"stage": 2, "overlap_comm": True}, ["overlap_comm", "once a step"]),
-        ({"stage": 2, "reduce_scatter": "auto"}, ["reduce_scatter", '"auto"']),
+        ({"stage": 2, "reduce_scatter": False}, ["reduce_scatter", "its part"]),
     ],
 )
 def test_zero_is_stage_2_without_offloading(tmp_path: Path, zero: object, words: list[str]) -> None:
@@ -182,7 +173,7 @@ def test_broken_files(tmp_path: Path, text: str, words: list[str]) -> None:
 
 def test_a_missing_file_names_those_that_are_there() -> None:
     with pytest.raises(ConfigError) as caught:
-        merge_deepspeed(replace(CONFIG, deepspeed="ds_configs/zero.json"), bf16=True, trainable_numel=1)
+        merge_deepspeed(replace(CONFIG, deepspeed="ds_configs/zero.json"), bf16=True)
     assert "ds_configs/zero2.json" in str(caught.value)
     assert "--deepspeed" in str(caught.value)
 
@@ -191,22 +182,21 @@ def test_the_default_is_found_from_any_folder_and_the_folder_comes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert merge_deepspeed(CONFIG, bf16=True, trainable_numel=1)["zero_optimization"]["reduce_scatter"] is True
+    assert merge_deepspeed(CONFIG, bf16=True)["zero_optimization"]["overlap_comm"] is False
     own = tmp_path / "ds_configs" / "zero2.json"
     own.parent.mkdir()
-    own.write_text(json.dumps({"zero_optimization": {**ZERO2, "reduce_scatter": False}}))
-    assert merge_deepspeed(CONFIG, bf16=True, trainable_numel=1)["zero_optimization"]["reduce_scatter"] is False
+    own.write_text(json.dumps({"zero_optimization": {**ZERO2, "load_from_fp32_weights": False}}))
+    assert merge_deepspeed(CONFIG, bf16=True)["zero_optimization"]["load_from_fp32_weights"] is False
 
 
 def test_deepspeed_reads_it_as_we_mean_it() -> None:
     runtime = pytest.importorskip("deepspeed.runtime.config")
     precision = pytest.importorskip("deepspeed.runtime.precision_config")
     zero_config = pytest.importorskip("deepspeed.runtime.zero.config")
-    merged = merge_deepspeed(CONFIG, bf16=True, trainable_numel=1001)
+    merged = merge_deepspeed(CONFIG, bf16=True)
     zero = zero_config.get_zero_config(merged)
     assert int(zero.stage) == 2
     assert zero.overlap_comm is zero.contiguous_gradients is False
-    assert zero.reduce_bucket_size == zero.allgather_bucket_size == 1002
     assert zero.elastic_checkpoint is False
     assert precision.get_bfloat16_config(merged).enabled is True
     assert precision.get_float16_config(merged).enabled is False

@@ -40,6 +40,21 @@ from anima.train.metrics import MetricSums
 from anima.train.optimizer import build_optimizer
 from anima.train.step import train_step
 
+ZERO_2: dict[str, Any] = {
+    "train_micro_batch_size_per_gpu": 1,
+    "gradient_accumulation_steps": 1,
+    "gradient_clipping": 0.3,
+    "bf16": {"enabled": True},
+    "zero_optimization": {
+        "stage": 2,
+        "overlap_comm": False,
+        "contiguous_gradients": False,
+    },
+    "zero_allow_untested_optimizer": True,
+    "communication_data_type": "fp32",
+    "data_types": {"grad_accum_dtype": "fp32"},
+}
+
 
 def main() -> None:
     """Time our runs, then the peers that were asked for."""
@@ -105,24 +120,8 @@ def build(model: str, lora_r: int, compute: Any) -> Engine:
     adapted = attach_lora(base, LoraConfig(lora_r=lora_r), dtype=compute.dtype, seed=0)
     network = PackedModel(adapted, "all")
     parameters = list(trainable_parameters(network).values())
-    settings = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": 0.3,
-        "bf16": {"enabled": True},
-        "zero_optimization": {
-            "stage": 2,
-            "overlap_comm": False,
-            "contiguous_gradients": False,
-            "reduce_bucket_size": 50_000_000,
-            "allgather_bucket_size": 50_000_000,
-        },
-        "zero_allow_untested_optimizer": True,
-        "communication_data_type": "fp32",
-        "data_types": {"grad_accum_dtype": "fp32"},
-    }
     optimizer = build_optimizer(parameters, OptimizationConfig())
-    return Engine(network, optimizer, settings, distributed.Ranks(), fingerprint)
+    return Engine(network, optimizer, ZERO_2, distributed.Ranks(), fingerprint)
 
 
 def step_batches(budget: int, sequences: int, seed: int) -> tuple[list[Any], int]:
@@ -174,6 +173,8 @@ def measure(engine: Engine, policy: str, budget: int, sequences: int, steps: int
         "update_seconds": round(statistics.median(update[1:]), 3),
         "micro_batches": len(drawn[-1][0]),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
+        "held_gib": round(torch.cuda.memory_reserved() / 2**30, 1),
+        "card_free_gib": round(torch.cuda.mem_get_info()[0] / 2**30, 1),
     }
 
 

@@ -140,11 +140,9 @@ def communication(options: argparse.Namespace, count: int, trainable: int) -> fl
 
 
 def probe(trainable: int, on_cpu: bool) -> None:
-    """What a step sends: every gradient summed in fp32, 4 bytes, in the engine's buckets; every parameter back in 2."""
+    """What a step sends: every gradient in fp32, 4 bytes, to the rank that sums it; every parameter back in 2."""
     import torch
     import torch.distributed as dist
-
-    from anima.config.deepspeed_json import LARGEST_BUCKET
 
     local = int(os.environ["LOCAL_RANK"])
     device = torch.device("cpu") if on_cpu else torch.device("cuda", local)
@@ -152,16 +150,16 @@ def probe(trainable: int, on_cpu: bool) -> None:
         torch.cuda.set_device(device)
     dist.init_process_group("gloo" if on_cpu else "nccl", device_id=None if on_cpu else device)
     share = trainable // dist.get_world_size()
-    gradients = torch.zeros(min(trainable, LARGEST_BUCKET), device=device)
+    gradients = torch.zeros(share * dist.get_world_size(), device=device)
+    summed = gradients.chunk(dist.get_world_size())[dist.get_rank()]
     mine = torch.zeros(share, dtype=torch.bfloat16, device=device)
-    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    parts = mine.new_empty(share * dist.get_world_size())
     best = float("inf")
     for _ in range(4):
         dist.barrier()
         begun = time.perf_counter()
-        for _ in range(-(-trainable // gradients.numel())):
-            dist.all_reduce(gradients)
-        dist.all_gather(parts, mine)
+        dist.reduce_scatter_tensor(summed, gradients)
+        dist.all_gather_into_tensor(parts, mine)
         if not on_cpu:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - begun)

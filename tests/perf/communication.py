@@ -31,6 +31,7 @@ KINDS = {
     "all_gather": "all_gather",
     "all_gather_into_tensor": "all_gather",
     "reduce_scatter_tensor": "reduce_scatter",
+    "reduce_scatter_single": "reduce_scatter",
     "broadcast": "broadcast",
     "reduce": "reduce",
 }
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 def estimate(per_parameter: dict[str, float], parameters: float, ranks: int, speed: float) -> float:
-    """Seconds of a step's collectives over a ring (Thakur et al. 2005): sums cross a link twice, gathered parts once.
+    """Seconds of a step's collectives over a ring (Thakur et al. 2005); a whole sum crosses a link twice, parts once.
 
     Args:
         per_parameter: Bytes of each kind of collective.
@@ -67,10 +68,9 @@ def estimate(per_parameter: dict[str, float], parameters: float, ranks: int, spe
         ranks: GPUs of a ring.
         speed: Bytes a second and direction of a link.
     """
-    crossings = {"all_reduce": 2.0, "all_gather": 1.0}
+    crossings = {"all_reduce": 2.0, "reduce_scatter": 1.0, "all_gather": 1.0}
     sent = sum(crossings[kind] * size * parameters * (ranks - 1) / ranks for kind, size in per_parameter.items())
-    calls = len(per_parameter) * max(1, parameters / 50e6)  # buckets of ds_configs/
-    return sent / speed + calls * LATENCY
+    return sent / speed + len(per_parameter) * LATENCY
 
 
 def counted(ranks: int) -> dict[str, float]:
@@ -130,7 +130,7 @@ def count() -> None:
         data=DataConfig(train_files=("-",)),
         output=OutputConfig(output_dir="-"),
     )
-    settings = merge_deepspeed(config_of_a_run, bf16=True, trainable_numel=total)
+    settings = merge_deepspeed(config_of_a_run, bf16=True)
     engine = Engine(network, optimizer, settings, ranks, fingerprint)
     engine.train_mode()
     ids = np.arange(4, 68).astype(np.int32)

@@ -149,6 +149,10 @@ def test_passes_grow_while_memory_surely_suffices() -> None:
     assert go_on(1e9, most=3000) == 2560
     assert go_on(160_200) is None
     points.append(pass_of(3072, 0))
+    assert go_on(1e9) is None  # half of it is less than the second
+    points[2] = pass_of(7680, 0)
+    assert go_on(1e9) == 3584
+    points.append(pass_of(3584, 0))
     assert go_on(1e9) is None
 
 

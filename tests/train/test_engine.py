@@ -29,7 +29,7 @@ def sequences(seed: int = 0) -> list[Any]:
     return rows
 
 
-def gradient(model_dir: str, dtype: str, budget: int, packing: bool, optimizer: str = "sgd") -> dict[str, Any]:
+def gradient(model_dir: str, dtype: str, budget: int, packing: bool, travel: str = "fp32") -> dict[str, Any]:
     """One step on this rank's part; the whole gradient and what the engine says about itself."""
     import torch.distributed as dist
 
@@ -41,12 +41,12 @@ def gradient(model_dir: str, dtype: str, budget: int, packing: bool, optimizer: 
     from anima.model.lora import attach_lora, lora_b_parameters, trainable_parameters
     from anima.model.packed import PackedModel
     from anima.objectives.sft import SupervisedFineTuning
-    from anima.train import engine as engine_file
+    from anima.train import gradients as gradients_file
     from anima.train.engine import Engine
     from anima.train.metrics import MetricSums
     from anima.train.step import train_step
 
-    engine_file._PIECE = 1000  # the norm in several pieces, as that of a large adapter
+    gradients_file._PIECE = 1000  # the norm in several pieces, as that of a large adapter
     ranks = read_ranks()
     compute = Compute(torch.device("cpu"), getattr(torch, dtype), "test")
     base = load_base(ModelConfig(model_name_or_path=model_dir), compute)
@@ -55,7 +55,7 @@ def gradient(model_dir: str, dtype: str, budget: int, packing: bool, optimizer: 
     for parameter in lora_b_parameters(network).values():
         parameter.data.normal_(0, 0.02, generator=generator)
     parameters = list(trainable_parameters(network).values())
-    settings = {**ZERO_2, "bf16": {"enabled": dtype == "bfloat16"}}
+    settings = {**ZERO_2, "bf16": {"enabled": dtype == "bfloat16"}, "communication_data_type": travel}
     client = torch.optim.SGD(parameters, lr=1.0)
     engine = Engine(network, client, settings, ranks, fingerprint)
     engine.train_mode()
@@ -105,6 +105,59 @@ def test_the_gradient_does_not_depend_on_ranks_micro_batches_or_packing(
         assert difference < tolerance, (layout, difference)
         assert result["loss"] == pytest.approx(reference["loss"], rel=tolerance)
         assert result["norm"] == pytest.approx(float(reference["gradient"].norm()), rel=tolerance)
+
+
+def test_gradients_travel_in_bf16_if_the_json_says_so(run_ranks: RunRanks, tiny_llama_dir: Path) -> None:
+    arguments = (str(tiny_llama_dir), "float32", 80, True)
+    exact = run_ranks(gradient, 2, *arguments)[0]["gradient"]
+    rounded = run_ranks(gradient, 2, *arguments, "bf16")[0]["gradient"]
+    assert 1e-4 < (rounded - exact).norm() / exact.norm() < 4e-3  # of two roundings to 8 bits
+
+
+def stop_within(engine: Any, loss_sum: torch.Tensor) -> None:
+    """Raise between the backward passes of a step and its reduction."""
+    with engine.accumulating():
+        engine.backward(loss_sum, torch.ones(()))
+        raise RuntimeError("in the midst of a step")
+
+
+def failing_step(model_dir: str) -> tuple[bool, bool, float]:
+    """Whether a step that failed left gradients behind; whether one of NaN was skipped; the norm of the next."""
+    from anima.config.schema import LoraConfig, ModelConfig
+    from anima.data.batching import collate
+    from anima.distributed import read_ranks
+    from anima.model.base_model import fingerprint, load_base
+    from anima.model.compute import Compute
+    from anima.model.lora import attach_lora, trainable_parameters
+    from anima.model.packed import PackedModel
+    from anima.objectives.sft import SupervisedFineTuning
+    from anima.train.engine import Engine
+
+    compute = Compute(torch.device("cpu"), torch.float32, "test")
+    base = load_base(ModelConfig(model_name_or_path=model_dir), compute)
+    network = PackedModel(attach_lora(base, LoraConfig(lora_r=4), dtype=compute.dtype, seed=1), "all")
+    parameters = list(trainable_parameters(network).values())
+    engine = Engine(network, torch.optim.SGD(parameters, lr=1.0), ZERO_2, read_ranks(), fingerprint)
+    engine.train_mode()
+    batch, weight = collate(sequences()), torch.ones(())
+    with pytest.raises(RuntimeError, match="in the midst of a step"):
+        stop_within(engine, SupervisedFineTuning()(engine, batch).loss_sum)
+    left = any(parameter.grad is not None for parameter in parameters)
+    with engine.accumulating():
+        engine.backward(SupervisedFineTuning()(engine, batch).loss_sum, weight)
+        engine.spoil()
+    skipped = engine.step(1.0).skipped
+    with engine.accumulating():
+        engine.backward(SupervisedFineTuning()(engine, batch).loss_sum, weight)
+    return left, skipped, engine.step(0.0).grad_norm
+
+
+def test_a_step_that_fails_or_is_skipped_leaves_nothing_for_the_next(run_ranks: RunRanks, tiny_llama_dir: Path) -> None:
+    (left, skipped, norm), (_, _, other) = run_ranks(failing_step, 2, str(tiny_llama_dir))
+    assert (left, skipped) == (False, True)
+    alone = run_ranks(failing_step, 1, str(tiny_llama_dir))[0][2]
+    assert norm == other == pytest.approx(2 * alone, rel=1e-6)  # a step of the same rows twice
+    assert alone > 0
 
 
 def plain_gradient(model_dir: str) -> tuple[torch.Tensor, float]:

@@ -32,7 +32,11 @@ class _Waiting:
 
 @dataclass
 class _Layer:
-    """What one layer saved, by address; addresses hold while `sources` keeps the tensors alive."""
+    """What one layer saved, by address; addresses hold while `sources` keeps the memory alive.
+
+    `sources` must not lead to the graph, which holds this layer: Python's collector does not see such a circle, and an
+    interrupted pass would keep its activations for ever.
+    """
 
     before: "_Layer | None"
     kept: frozenset[int]
@@ -147,13 +151,13 @@ class HostOffload:
 
     def _send(self, tensor: Tensor, layer: _Layer) -> Packed:
         size = tensor.numel() * tensor.element_size()
+        source = tensor.detach()  # an output that its own node holds is a circle as well
         if size < SMALLEST_BYTES or not tensor.is_contiguous() or tensor.data_ptr() in layer.kept:
-            return tensor
+            return source
         key = (tensor.data_ptr(), tensor.numel(), tensor.dtype)
         if key not in layer.places:
-            parts = layer.tape.write(tensor.detach())
-            layer.places[key] = _Waiting(parts, tensor.numel(), tensor.dtype, tensor.device)
-            layer.sources.append(tensor)
+            layer.places[key] = _Waiting(layer.tape.write(source), tensor.numel(), tensor.dtype, tensor.device)
+            layer.sources.append(source)
         return layer.places[key], layer, tensor.shape
 
     def _fetch(self, packed: Packed) -> Tensor:
@@ -175,7 +179,7 @@ class HostOffload:
         layer.fetched = True
         if layer.sources:  # the last layers are needed before anybody wanted their memory
             for waiting, source in zip(layer.places.values(), layer.sources, strict=True):
-                waiting.back = source.detach()
+                waiting.back = source
             return
         for waiting in reversed(layer.places.values()):
             waiting.back = torch.empty(waiting.numel, dtype=waiting.dtype, device=waiting.device)

@@ -17,6 +17,9 @@ STRETCH = 8
 """The largest pass that is measured, in smallest ones."""
 SAFE = 0.7
 """Share of the memory that the largest measured pass may be expected to take."""
+FORWARD = 0.4
+"""Share of a pass without recomputed layers that its forward half takes: over a frozen base the backward half has as
+many large products, and LoRA's gradients besides."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +132,17 @@ class Costs:
         measured: Recomputed layers -> passes of one size or more. Its largest key is "all of them".
         away: A number of layers, and passes where these sent what they keep to host memory and none was recomputed;
             each is taken to free the same bytes and to take the same time. None where it was not measured.
+        host_speed: Bytes a second to host memory, and back. Copies run beside the computation, so short passes, which
+            wait for the host anyway, do not show what long ones wait for.
     """
 
     def __init__(
-        self, measured: Mapping[int, Sequence[Point]], away: tuple[int, Sequence[Point]] | None = None
+        self,
+        measured: Mapping[int, Sequence[Point]],
+        away: tuple[int, Sequence[Point]] | None = None,
+        host_speed: float = math.inf,
     ) -> None:
+        self._host_speed = host_speed
         self._known = sorted(measured)
         self.all_layers = self._known[-1]
         least = measured[self.all_layers]
@@ -175,10 +184,19 @@ class Costs:
 
     def seconds(self, passes: int, tokens: int, layers: int, away: int = 0) -> float:
         """Time of `passes` micro-batches that hold `tokens` together."""
+        computing = self._computing(passes, tokens, layers)
+        if not away:
+            return computing
+        waited = away * max(0.0, self._slower.at_zero * passes + self._slower.slope * tokens)
+        copying = away * max(0.0, self._freed.at_zero * passes + self._freed.slope * tokens) / self._host_speed
+        forward = FORWARD * self._computing(passes, tokens, self.fewest_layers)
+        over = max(0.0, copying - forward) + max(0.0, copying - (computing - forward))  # out, then back
+        return computing + max(waited, over)
+
+    def _computing(self, passes: int, tokens: int, layers: int) -> float:
         low, high = self._around(layers)
         once = self._between(self._time, 0, layers, low, high)
-        waiting = away * max(0.0, self._slower.at_zero * passes + self._slower.slope * tokens)
-        return once * passes + self._between(self._time, tokens, layers, low, high) - once + waiting
+        return once * passes + self._between(self._time, tokens, layers, low, high) - once
 
     def _around(self, layers: int) -> tuple[int, int]:
         if not self.fewest_layers <= layers <= self.all_layers:

@@ -142,7 +142,8 @@ class _Search:
         by_layers = {layers: policy_of(layers, every) for layers in (0, half, every)}
         found = {layers: points[policy] for layers, policy in by_layers.items() if policy in points}
         away = points.get(policy_of(0, every, half)) if half else None
-        return Costs(found, None if away is None else (half, away)) if every in found else None
+        sent = None if away is None else (half, away)
+        return Costs(found, sent, self.measured.host_speed) if every in found else None
 
     def _host_room(self) -> float:
         """Host memory that a rank may take on the machine with the least for each of its ranks."""

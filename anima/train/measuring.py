@@ -21,6 +21,7 @@ SMALL_TOKENS = 1024
 """The smallest pass; smaller ones tell little, because all of a GPU is hardly busy."""
 FEWEST_TOKENS = 256
 """Where a small pass does not fit, half of it is tried, down to this."""
+COPIED_BYTES = 1 << 28
 LONG_SECONDS = 60.0
 """A pass that takes longer is not repeated: what only the first one of its size costs is little of it. Pinning host
 memory for 30 layers of 7,680 tokens took 12 s of 14."""
@@ -43,6 +44,10 @@ class Gauge(Protocol):
 
     def stop(self) -> tuple[int, float]:
         """Most bytes that tensors took, and the seconds, since `start`."""
+        ...
+
+    def host_speed(self) -> float:
+        """Bytes a second to host memory; every rank asks at once."""
         ...
 
 
@@ -79,6 +84,17 @@ class GpuGauge:
         torch.cuda.synchronize(self._device)
         return torch.cuda.max_memory_allocated(self._device), time.perf_counter() - self._started
 
+    def host_speed(self) -> float:
+        """The best of three copies to pinned memory."""
+        here = torch.empty(COPIED_BYTES, dtype=torch.uint8, device=self._device)
+        there = torch.empty(COPIED_BYTES, dtype=torch.uint8, pin_memory=True)
+        taken = []
+        for _ in range(3):
+            self.start()
+            there.copy_(here, non_blocking=True)
+            taken.append(self.stop()[1])
+        return COPIED_BYTES / min(taken)
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -89,15 +105,18 @@ class Measured:
         before: Bytes that are taken without a pass, with the moments that the first step will create; the points count
             from here. Of the rank with the most.
         capacity: Bytes that a process may take in all beside paged moments, on the rank with the least.
+        host_speed: Bytes a second to host memory, of the slowest rank.
     """
 
     points: dict[str, list[Point]]
     before: int
     capacity: int
+    host_speed: float
 
     def __str__(self) -> str:
         """For a person who wants to know why the choice fell as it did: a new line for every policy."""
-        return "".join(f"\n  {policy:9} {' · '.join(map(str, points))}" for policy, points in self.points.items())
+        lines = [f"{policy:9} {' · '.join(map(str, points))}" for policy, points in self.points.items()]
+        return "".join(f"\n  {line}" for line in [*lines, f"to host memory {self.host_speed / 1e9:.0f} GB/s"])
 
 
 def measure(
@@ -138,9 +157,10 @@ def measure(
             points[policy] = _climb(engine, objective, batch, small, most, room, before, gauge)
     batch.cache_clear()
     release(engine.device)
-    everywhere = distributed.gather_objects((before + moments, gauge.allocated() + gauge.room() - pages))
+    mine = before + moments, gauge.allocated() + gauge.room() - pages, gauge.host_speed()
+    taken, capacities, speeds = zip(*distributed.gather_objects(mine), strict=True)
     ran = {policy: measured for policy, measured in points.items() if measured}
-    return Measured(ran, max(taken for taken, _ in everywhere), min(most for _, most in everywhere))
+    return Measured(ran, max(taken), min(capacities), min(speeds))
 
 
 def _climb(

@@ -1,10 +1,13 @@
 """Activations that go away and come back: the same bits, each tensor once, nothing left behind."""
 
+import gc
 import re
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from anima.config.policy import parse_policy
 from anima.config.schema import LoraConfig, ModelConfig, OptimizationConfig
@@ -104,6 +107,30 @@ def test_gradients_have_the_same_bits(network: PackedModel, policy: str) -> None
     for _ in range(2):  # the second pass finds what the first one left
         for expected, found in zip(plain, gradients(network), strict=True):
             assert torch.equal(expected, found)
+
+
+class Node:
+    """Lives as long as the graph that it is hung on."""
+
+
+@pytest.mark.parametrize("policy", ["none/2", "cheap/1", "1/2", "all/2"])
+def test_the_graph_of_an_interrupted_pass_goes(network: PackedModel, policy: str) -> None:
+    apply_policy(network.causal_lm, policy)
+    nodes: list[weakref.ref[Node]] = []
+
+    def hang(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+        if output.grad_fn is not None:
+            output.grad_fn.metadata["node"] = node = Node()
+            nodes.append(weakref.ref(node))
+
+    for layer in network.causal_lm.get_decoder().layers:
+        layer.mlp.register_forward_hook(hang)
+    hidden = network(*ROW)
+    assert len(nodes) == 2
+    assert all(node() for node in nodes)
+    del hidden  # as when a pass runs out of memory
+    gc.collect()
+    assert not any(node() for node in nodes)
 
 
 @pytest.mark.parametrize(

@@ -155,10 +155,11 @@ def count() -> None:
 def noted(
     function: Callable[..., Any], name: str, seen: "Counter[tuple[str, str]]", calls: "Counter[tuple[str, str]]"
 ) -> Callable[..., Any]:
-    """A collective that counts the bytes that it is given: what a sum runs over, or the whole of what is gathered."""
+    """A collective that counts bytes: all that a sum runs over, or the whole of what is gathered."""
+    place = 1 if KINDS[name] == "reduce_scatter" else 0  # behind what it fills
 
     def call(*arguments: Any, **named: Any) -> Any:
-        tensor = arguments[0] if arguments else next(iter(named.values()))
+        tensor = [*arguments, *named.values()][place]
         parts = tensor if isinstance(tensor, list) else [tensor]
         key = (name, str(parts[0].dtype).removeprefix("torch."))
         seen[key] += sum(part.numel() * part.element_size() for part in parts)

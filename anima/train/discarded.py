@@ -17,6 +17,9 @@ from anima.objectives.objective import Objective
 from anima.train import saving
 from anima.train.engine import Engine
 
+_LOST = "without setting an exception"
+"""How an out-of-memory error within a layer that is computed again came out of autograd on an H100 (torch 2.11)."""
+
 
 @contextmanager
 def discarded(engine: Engine) -> Iterator[None]:
@@ -36,6 +39,10 @@ def run_pass(engine: Engine, objective: Objective[Any], batch: Any) -> bool:  # 
         weight = torch.tensor(max(1.0, float(objective.weight(batch))), device=engine.device)
         engine.backward(objective(engine, batch.to(engine.device)).loss_sum, weight)
     except torch.OutOfMemoryError:
+        return False
+    except SystemError as error:
+        if _LOST not in str(error):
+            raise
         return False
     return True
 

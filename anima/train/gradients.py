@@ -30,7 +30,7 @@ class _Partition(list[Tensor]):
 class Gradients:
     """The gradients of all parameters that an optimizer of DeepSpeed shards.
 
-    Their memory is held from the beginning: got anew for each step it would leave holes between activations.
+    Their memory, 4 bytes a parameter on every rank, is held from the beginning.
 
     Args:
         zero: DeepSpeed's ZeRO-2 optimizer.

@@ -3,7 +3,7 @@
     python tests/gpu/bench_update.py [--lora_r 64] [--free_gib 8 4 2 1] [--profile]
 
 The adapter of the 33B shape with real ZeRO-2, and gradients that are drawn. `--free_gib` then takes the card's memory
-until so much is left, as activations do: where the paged states have no room beside them, every step moves them.
+until so much is left.
 """
 
 import argparse

@@ -148,9 +148,11 @@ class Costs:
         least = measured[self.all_layers]
         memory = memory_line(least).at_zero
         self._memory = {layers: memory_line(points, memory) for layers, points in measured.items()}
-        self._time = {layers: time_like(least, points) for layers, points in measured.items()}
         self.fewest_layers = self._known[0]
         """Fewer could not be measured, so nothing is said about them."""
+        # Each recomputed layer takes the same time, so the ends suffice: in between there would be noise.
+        ends = (self.fewest_layers, self.all_layers)
+        self._time = {layers: time_like(least, measured[layers]) for layers in ends}
         self.most_away, self._freed, self._slower = 0, Line(0.0, 0.0), Line(0.0, 0.0)
         if away is not None and self.fewest_layers == 0:
             self.most_away, passes = away
@@ -189,14 +191,21 @@ class Costs:
             return computing
         waited = away * max(0.0, self._slower.at_zero * passes + self._slower.slope * tokens)
         copying = away * max(0.0, self._freed.at_zero * passes + self._freed.slope * tokens) / self._host_speed
-        forward = FORWARD * self._computing(passes, tokens, self.fewest_layers)
-        over = max(0.0, copying - forward) + max(0.0, copying - (computing - forward))  # out, then back
+        # Recomputed layers come first and send nothing, so copies run beside the others alone: out, then back.
+        beside = self._computing(passes, tokens, self.fewest_layers) * (1 - layers / self.all_layers)
+        over = sum(max(0.0, copying - half * beside) for half in (FORWARD, 1 - FORWARD))
         return computing + max(waited, over)
 
     def _computing(self, passes: int, tokens: int, layers: int) -> float:
-        low, high = self._around(layers)
-        once = self._between(self._time, 0, layers, low, high)
-        return once * passes + self._between(self._time, tokens, layers, low, high) - once
+        if self.fewest_layers == self.all_layers:
+            line = self._time[self.all_layers]
+            return line.at_zero * passes + line.slope * tokens
+        few, every = self._time[self.fewest_layers], self._time[self.all_layers]
+        once, each = (
+            _straight((self.fewest_layers, low), (self.all_layers, high), layers)
+            for low, high in ((few.at_zero, every.at_zero), (few.slope, every.slope))
+        )
+        return once * passes + each * tokens
 
     def _around(self, layers: int) -> tuple[int, int]:
         if not self.fewest_layers <= layers <= self.all_layers:

@@ -17,7 +17,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 LAYERS = (
-    ("errors", "disk", "entry", "free_memory", "config"),
+    ("errors", "disk", "entry", "free_memory", "transfer", "config"),
     ("distributed", "tracking"),
     ("data", "model"),
     ("objectives", "inspection"),

@@ -15,6 +15,7 @@ import torch
 
 from anima.data.encode import IGNORE_INDEX, TokenSequence
 from anima.data.shared_prompts import SharedPrompts, share, shared_tokens
+from anima.transfer import send
 
 FILLER_TOKENS = 16
 """Longest filler: long enough to be an ordinary pass, short enough to cost nothing."""
@@ -44,8 +45,7 @@ class MicroBatch:
     @cached_property
     def cu_seqlens(self) -> torch.Tensor:
         """Borders of the documents, int32 of shape (documents + 1,), on the device of the ids."""
-        borders = np.cumsum([0, *self.document_lengths])
-        return torch.tensor(borders, dtype=torch.int32, device=self.input_ids.device)
+        return send(torch.tensor(np.cumsum([0, *self.document_lengths]), dtype=torch.int32), self.input_ids.device)
 
     @property
     def max_seqlen(self) -> int:
@@ -67,19 +67,16 @@ class MicroBatch:
         """What `global_batch_size` counts: sequences here."""
         return len(self.document_lengths)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """A copy on the device."""
+    def to(self, device: torch.device | str) -> Self:
+        """What the network reads, on the device; the labels stay, since who chooses by them there has to wait."""
         shared = self.shared_prompts
         moved = replace(
             self,
-            input_ids=self.input_ids.to(device, non_blocking=non_blocking),
-            labels=self.labels.to(device, non_blocking=non_blocking),
-            position_ids=self.position_ids.to(device, non_blocking=non_blocking),
-            shared_prompts=None if shared is None else shared.to(device, non_blocking),
+            input_ids=send(self.input_ids, device),
+            position_ids=send(self.position_ids, device),
+            shared_prompts=None if shared is None else shared.to(device),
         )
-        # Taken along, because counting on the device would make the host wait for it.
-        vars(moved)["num_scored"] = self.num_scored
-        vars(moved)["cu_seqlens"] = self.cu_seqlens.to(device, non_blocking=non_blocking)
+        vars(moved)["cu_seqlens"] = send(self.cu_seqlens, device)
         return moved
 
 
@@ -101,16 +98,15 @@ class PairMicroBatch(MicroBatch):
         """What `global_batch_size` counts: pairs here; 0 for a filler."""
         return self.answer_tokens.numel() // 2
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """A copy on the device."""
-        reference = self.reference_logps
+    def to(self, device: torch.device | str) -> Self:
+        """What network and loss read, on the device; the labels stay."""
+        reference, row = self.reference_logps, super().to(device)
         moved = replace(
-            super().to(device, non_blocking),
-            answer_tokens=self.answer_tokens.to(device, non_blocking=non_blocking),
-            reference_logps=None if reference is None else reference.to(device, non_blocking=non_blocking),
+            row,
+            answer_tokens=send(self.answer_tokens, device),
+            reference_logps=None if reference is None else send(reference, device),
         )
-        vars(moved)["num_scored"] = self.num_scored
-        vars(moved)["cu_seqlens"] = self.cu_seqlens.to(device, non_blocking=non_blocking)
+        vars(moved)["cu_seqlens"] = row.cu_seqlens
         return moved
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from anima.data.encode import IGNORE_INDEX, TokenSequence
+from anima.transfer import send
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class SharedPrompts:
     copies: Tensor
     cu_seqlens: Tensor
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+    def to(self, device: torch.device | str) -> Self:
         """A copy on the device."""
         tensors = (self.sources, self.own, self.prompt, self.copies, self.cu_seqlens)
-        return type(self)(self.lengths, *(tensor.to(device, non_blocking=non_blocking) for tensor in tensors))
+        return type(self)(self.lengths, *(send(tensor, device) for tensor in tensors))
 
 
 def shared_tokens(chosen: TokenSequence, rejected: TokenSequence) -> int:

@@ -73,7 +73,7 @@ class PreferenceOptimization:
             values["nll/chosen"] = sft_losses(logps, tokens)
         if reference is not None:
             values["kl"] = kl_estimate(logps, reference, tokens)
-        count = losses_B.new_tensor(float(losses_B.numel()))
+        count = losses_B.new_full((), float(losses_B.numel()))
         metrics = {name: MetricSum(value_B.sum(), count) for name, value_B in values.items()}
         # Where the chosen answer is the shorter one, a policy that only prefers length is wrong.
         metrics["rewards/accuracies_chosen_shorter"] = MetricSum((won_B * shorter_B).sum(), shorter_B.sum())

@@ -21,5 +21,5 @@ class SupervisedFineTuning:
         hidden_TH = policy(batch)
         logps_N = token_logps(hidden_TH, policy.head_weight, batch.labels.squeeze(0))
         loss_sum = -logps_N.sum() if logps_N.numel() else hidden_TH.sum() * 0.0
-        count = torch.tensor(float(batch.num_scored), device=logps_N.device)
+        count = torch.full((), float(batch.num_scored), device=logps_N.device)
         return ObjectiveOutput(loss_sum, {"loss": MetricSum(loss_sum.detach().float(), count)})

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from anima.data.encode import IGNORE_INDEX
+from anima.transfer import send
 
 CHUNK_LOGITS = 2**25
 """Logits that exist at a time: 128 MiB in fp32, whatever the vocabulary."""
@@ -34,8 +35,10 @@ def token_logps(hidden_TH: Tensor, head_VH: Tensor, labels_T: Tensor) -> Tensor:
     Differentiable with respect to `hidden_TH`; the head is frozen. The gradient of log-softmax,
     d log p(y) / d h = W[y] - sum_v p(v) W[v], is formed chunk by chunk beside the value and kept as N x H
     numbers, so the backward pass is one multiplication and no logits are kept.
+
+    The labels are best on the host: how many are scored decides shapes, and a device would have to tell.
     """
-    positions_N, targets_N = scored_positions(labels_T)
+    positions_N, targets_N = (send(found, hidden_TH.device) for found in scored_positions(labels_T))
     hidden_NH = hidden_TH[positions_N]
     result: Tensor = _ChunkedLogProbs.apply(hidden_NH, head_VH, targets_N)  # type: ignore[no-untyped-call]
     return result

@@ -17,6 +17,7 @@ from anima.objectives.objective import MetricSum, Objective, ObjectiveOutput
 from anima.train import faults
 from anima.train.engine import Engine, StepOutcome
 from anima.train.metrics import MetricSums
+from anima.transfer import send
 
 
 def train_step(
@@ -40,7 +41,7 @@ def train_step(
         flags: Numbers that every rank wants to know the sum of; they travel with the weight, at no cost.
     """
     local = [float(sum(objective.weight(batch) for batch in micro_batches)), *flags]
-    weight, *agreed = distributed.sum_over_ranks(torch.tensor(local, device=engine.device)).unbind()
+    weight, *agreed = distributed.sum_over_ranks(send(torch.tensor(local), engine.device)).unbind()
     with engine.accumulating():
         for batch in micro_batches:
             poisoned = faults.fire("forward")

@@ -39,10 +39,11 @@ def test_collating_leaves_the_sequences_alone() -> None:
     assert sequence.labels.tolist() == [4, 5]
 
 
-def test_moving_takes_the_counts_along() -> None:
+def test_what_the_network_reads_moves_and_the_labels_stay() -> None:
     batch = collate([_sequence([1, 2, 3], [X, 2, 3]), _sequence([4, 5], [X, 5])])
     moved = batch.to("meta")
-    assert {t.device.type for t in (moved.input_ids, moved.labels, moved.position_ids, moved.cu_seqlens)} == {"meta"}
+    assert {t.device.type for t in (moved.input_ids, moved.position_ids, moved.cu_seqlens)} == {"meta"}
+    assert moved.labels is batch.labels
     assert (moved.num_scored, moved.document_lengths) == (3, (3, 2))
 
 

@@ -150,13 +150,12 @@ def _input_gradient(
     return update.add_to(total) if update is not None and update_last else total
 
 
-def _wide_product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right in fp32, whatever the factors are: the gradient of a parameter, to be added to others."""
-    if left.dtype == torch.float32:
-        return left @ right
-    if left.device.type == "cuda":
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left.float() @ right.float()
+def _wide_product(left: Tensor, right: Tensor, scaling: float = 1.0) -> Tensor:
+    """scaling x left @ right in fp32, whatever the factors are: the gradient of a parameter, to be added to others."""
+    start = left.new_empty(1, dtype=torch.float32)  # with beta = 0 it is not read
+    if left.device.type == "cuda" and left.dtype != torch.float32:
+        return torch.addmm(start, left, right, out_dtype=torch.float32, beta=0, alpha=scaling)
+    return torch.addmm(start, left.float(), right.float(), beta=0, alpha=scaling)
 
 
 def _joined(weights: Sequence[Tensor]) -> Tensor:
@@ -197,9 +196,10 @@ class _FusedLoraLinear(torch.autograd.Function):
         ):
             torch.addmm(up, gradient_TO, b_OR, beta=0, alpha=scaling, out=up)
         gradient_a = _wide_product(up_TR.T, source_TI).split(ctx.ranks)
-        gradient_b = [_wide_product(g.T, down) for g, down in zip(flat, down_TR.split(ctx.ranks, dim=1), strict=True)]
-        for gradient, scaling in zip(gradient_b, ctx.scalings, strict=True):
-            gradient.mul_(scaling)
+        gradient_b = [
+            _wide_product(gradient.T, down, scaling)
+            for gradient, down, scaling in zip(flat, down_TR.split(ctx.ranks, dim=1), ctx.scalings, strict=True)
+        ]
         wants_x, wants_source = ctx.needs_input_grad[:2]
         gradient_x = gradient_source = None
         if wants_x:

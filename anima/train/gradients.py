@@ -47,6 +47,9 @@ class Gradients:
             for parameter in group
         ]
         self._begun = False
+        for hook in zero._grad_acc_hooks:  # one a parameter and backward pass, which finds that it has nothing to do
+            hook.remove()
+        zero._grad_acc_hooks.clear()
 
     def begin(self) -> None:
         """Zeros, and every parameter's gradient a view of them: autograd adds in place."""

@@ -74,7 +74,7 @@ def test_forward_and_backward_are_told_in_one_go(
     train_step(engine, loss, rows, 1e-4, MetricSums())  # compiles, and creates the optimizer's state
     update = engine.step
 
-    def updated(learning_rate: float) -> Any:  # noqa: ANN401
+    def updated(learning_rate: float) -> Any:
         torch.cuda.set_sync_debug_mode("default")
         return update(learning_rate)
 

@@ -38,8 +38,6 @@ class WeightScales:
     """The scale for every output, (1, out)."""
     columns: Tensor
     """The scale for every input, (1, in)."""
-    one: Tensor
-    """For products that are scaled later, fp32 scalar."""
 
 
 def uses_fp8(base: nn.Module) -> bool:
@@ -114,10 +112,7 @@ def product(
     if weight.is_cuda:
         from anima.model import fp8_kernels
 
-        raw: Tensor = torch._scaled_mm(
-            rows[0], weight.t(), scale_a=scales.one, scale_b=scales.one, out_dtype=torch.float32, use_fast_accum=True
-        )
-        return fp8_kernels.finish_product(raw, rows[1], scales.rows, bias, update, dtype)
+        return fp8_kernels.product(rows, weight, scales.rows, bias, update, dtype)
     return finished_by_torch(rows[0].float() @ weight.float().T, rows[1], scales.rows, bias, update).to(dtype)
 
 
@@ -236,12 +231,8 @@ def _scales(bases: Sequence[Linear4bit]) -> list[WeightScales]:
     if not bases:
         return []
     scale = (torch.stack([_largest_weight(base) for base in bases]).max() / E4M3_MAX).clamp_min(1e-12)
-    inverse, one = (1 / scale).reshape(()), torch.ones_like(scale).reshape(())
-    columns = scale.expand(1, bases[0].in_features).contiguous()
-    return [
-        WeightScales(inverse, rows=scale.expand(1, base.out_features).contiguous(), columns=columns, one=one)
-        for base in bases
-    ]
+    inverse, columns = (1 / scale).reshape(()), scale.expand(1, bases[0].in_features).contiguous()
+    return [WeightScales(inverse, scale.expand(1, base.out_features).contiguous(), columns) for base in bases]
 
 
 def _largest_weight(base: Linear4bit) -> Tensor:
@@ -271,8 +262,15 @@ def _check_kernels(base: nn.Linear, scales: WeightScales) -> None:
     """The kernels against their reference on a real matrix of this run: a silent error would cost the whole run."""
     if not base.weight.is_cuda:
         return
+    from anima.model import fp8_kernels
+
     rows = torch.randn(64, base.in_features, device=base.weight.device, dtype=torch.bfloat16)
-    refuse_difference(quantize_rows(rows)[0], rows_by_torch(rows)[0])
+    quantized, update = quantize_rows(rows), (rows[:, :8].contiguous(), rows[:8, :1].repeat(1, base.out_features), 0.5)
+    refuse_difference(quantized[0], rows_by_torch(rows)[0])
+    weight = weight_in_fp8(base, scales, transposed=False)
+    raw = quantized[0].float() @ weight.float().T
+    got = fp8_kernels.product(quantized, weight, scales.rows, None, update, rows.dtype)
+    refuse_difference(got, finished_by_torch(raw, quantized[1], scales.rows, None, update))
     parts = [rows, 2 * rows, -rows]
     refuse_difference(quantize_side_by_side(parts)[0], rows_by_torch(torch.cat(parts, dim=1))[0])
     for flip in (False, True):

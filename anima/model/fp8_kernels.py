@@ -1,4 +1,4 @@
-"""Triton kernels of the fp8 products: rows of activations to e4m3, and scales, bias and LoRA's update onto a product.
+"""The fp8 products on a GPU, and their Triton kernels: rows to e4m3, and scales, bias and LoRA's update onto a product.
 
 Imported only where it runs (a GPU, or Triton's interpreter in the tests); `anima.model.fp8` holds the same arithmetic
 in torch, which is its reference and what a CPU computes.
@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from anima.model import cublaslt
 
 CHUNK, CHUNK_WARPS = 4096, 16
 """Columns that a program holds at a time, 8 a thread, and its warps: two or three rows at a time on a multiprocessor of
@@ -152,6 +154,49 @@ def _finish(
     if BIASED:
         value += tl.load(bias + column, mask=column < num_columns, other=0.0).to(tl.float32)[None, :]
     tl.store(output + place, value.to(output.dtype.element_ty), mask=inside)
+
+
+def product(
+    rows: tuple[Tensor, Tensor],
+    weight: Tensor,
+    column_scales: Tensor,
+    bias: Tensor | None,
+    update: tuple[Tensor, Tensor, float] | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`fp8.product` on a GPU: where the library can add to a product, it adds to bias and update, which are rounded
+    before; elsewhere our kernel adds them to a product in fp32.
+
+    Args:
+        rows: e4m3 (tokens, in) and fp32 (tokens, 1).
+        weight: e4m3 (out, in).
+        column_scales: fp32 (1, out).
+        bias: (out,) or None.
+        update: As for `finish_product`.
+        dtype: Of the result, (tokens, out).
+    """
+    values, row_scales = rows
+    if dtype == torch.bfloat16 and cublaslt.serves(values.device):
+        output = _update(update, bias, (values.shape[0], weight.shape[0]), values.device)
+        cublaslt.add_product(output, values, row_scales, weight, column_scales)
+        return output
+    one = torch.ones((), device=values.device)
+    raw: Tensor = torch._scaled_mm(
+        values, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.float32, use_fast_accum=True
+    )
+    return finish_product(raw, row_scales, column_scales, bias, update, dtype)
+
+
+def _update(
+    update: tuple[Tensor, Tensor, float] | None, bias: Tensor | None, shape: tuple[int, int], device: torch.device
+) -> Tensor:
+    """Update and bias alone, bf16."""
+    if update is None:
+        nothing = torch.zeros(shape, dtype=torch.bfloat16, device=device)
+        return nothing if bias is None else nothing.add_(bias)
+    left, right, scaling = update
+    below = left.new_empty(1) if bias is None else bias.to(left.dtype)  # with beta = 0 it is not read
+    return torch.addmm(below, left, right, beta=0 if bias is None else 1, alpha=scaling)
 
 
 def finish_product(

@@ -66,6 +66,48 @@ def test_norm_and_product_with_rows_equal_those_without(hidden: int, width: int)
         close(got, expected, 5e-3)
 
 
+@pytest.mark.parametrize("ranks", [1, 16, 64, 200])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_product_with_its_update_equals_the_reference(
+    ranks: int, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anima.model import cublaslt, fp8, fp8_kernels
+
+    if torch.cuda.get_device_capability() == cublaslt.HOPPER:
+        assert cublaslt.serves(torch.device("cuda", 0))
+    for tokens, out, width in ((1, 16, 16), (7, 320, 6656), (301, 6656, 640), (4097, 1072, 176)):
+        x, weight = (torch.randn(rows, width, device="cuda").bfloat16() for rows in (tokens, out))
+        rows, (columns, column_scales) = fp8.quantize_rows(x), fp8.quantize_rows(weight)
+        bias = torch.randn(out, device="cuda").bfloat16() if biased else None
+        left, right = (torch.randn(n, ranks, device="cuda").bfloat16() / 8 for n in (tokens, out))
+        given = (rows[1], column_scales.T.contiguous(), bias)
+        expected = fp8.finished_by_torch(rows[0].double() @ columns.double().T, *given, (left, right.T, 0.5))
+        alone = fp8.finished_by_torch(rows[0].double() @ columns.double().T, *given, None)
+        for serves in (cublaslt.serves, lambda _: False):
+            with monkeypatch.context() as patch:
+                patch.setattr(cublaslt, "serves", serves)
+                arguments = (rows, columns, given[1], bias)
+                close(fp8_kernels.product(*arguments, (left, right.T, 0.5), torch.bfloat16), expected, 4e-3)
+                close(fp8_kernels.product(*arguments, None, torch.bfloat16), alone, 4e-3)
+                nothing = (torch.zeros_like(left), right.T, 0.5)
+                same = fp8_kernels.product(*arguments, nothing, torch.bfloat16)
+                assert torch.equal(same, fp8_kernels.product(*arguments, None, torch.bfloat16))
+
+
+def test_products_of_more_shapes_than_are_remembered() -> None:
+    from anima.model import cublaslt, fp8_kernels
+
+    if torch.cuda.get_device_capability() != cublaslt.HOPPER:
+        pytest.skip("needs a GPU of Hopper's kind")
+    weight = torch.randn(64, 64, device="cuda").to(torch.float8_e4m3fn)
+    scales = torch.rand(1, 64, device="cuda")
+    for tokens in (*range(1, 600), *range(1, 9)):
+        values, row_scales = fp8_kernels.quantize_rows(torch.randn(tokens, 64, device="cuda").bfloat16())
+        onto = torch.zeros(tokens, 64, device="cuda", dtype=torch.bfloat16)
+        cublaslt.add_product(onto, values, row_scales, weight, scales)
+        close(onto, values.float() @ weight.float().T * row_scales * scales, 4e-3)
+
+
 def test_the_gradient_of_a_group_is_the_sum_of_separate_ones() -> None:
     import bitsandbytes as bnb
 

@@ -12,14 +12,19 @@ from conftest import ZERO_2
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _alone() -> Iterator[None]:
     from anima import distributed
 
-    distributed.start(distributed.Ranks(), torch.device("cuda", 0))
+    distributed.start(distributed.Ranks(), torch.device("cuda", 0))  # once: DeepSpeed remembers its groups
+    yield
+    distributed.stop()
+
+
+@pytest.fixture(autouse=True)
+def _warned_again() -> Iterator[None]:
     yield
     torch.cuda.set_sync_debug_mode("default")
-    distributed.stop()
 
 
 def batches(objective: str) -> list[Any]:

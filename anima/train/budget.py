@@ -1,14 +1,15 @@
 """How many tokens a micro-batch should hold and how many layers should be recomputed: arithmetic on measured passes.
 
-A pass of T tokens takes a + b*T bytes and c + d*T seconds, both fitted for each number of recomputed layers that was
-measured. Knows neither where the figures come from nor what a layer is.
+The arithmetic of a pass, fitted for each number of recomputed layers that was measured, is that of passes.py. Knows
+neither where the figures come from nor what a layer is.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-GIB = 2**30
+from anima.train.passes import FORWARD, Line, Point, memory_line, pace_like
+
 STEP_TOKENS = 512
 """Micro-batches are chosen in steps of so many tokens."""
 NEAR = 0.99
@@ -17,79 +18,6 @@ STRETCH = 8
 """The largest pass that is measured, in smallest ones."""
 SAFE = 0.7
 """Share of the memory that the largest measured pass may be expected to take."""
-FORWARD = 0.4
-"""Share of a pass without recomputed layers that its forward half takes: over a frozen base the backward half has as
-many large products, and LoRA's gradients besides."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """A measured forward and backward pass: its tokens, the bytes it took at its peak, its seconds."""
-
-    tokens: int
-    bytes: float
-    seconds: float
-
-    def __str__(self) -> str:
-        """As it belongs into a message."""
-        return f"{self.tokens:,} tokens {self.seconds:.2f} s {self.bytes / GIB:.1f} GiB"
-
-
-@dataclass(frozen=True)
-class Line:
-    """at_zero + slope * x."""
-
-    at_zero: float
-    slope: float
-
-    def at(self, x: float) -> float:
-        """The value at `x`."""
-        return self.at_zero + self.slope * x
-
-    def less(self, other: "Line", parts: int) -> "Line":
-        """One of `parts` equal parts of the difference."""
-        return Line((self.at_zero - other.at_zero) / parts, (self.slope - other.slope) / parts)
-
-
-def memory_line(points: Sequence[Point], at_zero: float = 0.0) -> Line:
-    """Bytes by tokens: through the two largest passes, because small ones hide growth behind what all passes need.
-
-    Where only one size was measured, `at_zero` is what does not grow.
-    """
-    return _line([(point.tokens, point.bytes) for point in points], at_zero)
-
-
-def time_line(points: Sequence[Point], at_zero: float = 0.0) -> Line:
-    """Seconds by tokens, as `memory_line`; neither part is negative, which noise could make of short passes."""
-    line = _line([(point.tokens, point.seconds) for point in points], at_zero)
-    tokens, seconds = max((point.tokens, point.seconds) for point in points)
-    if line.at_zero < 0:
-        return Line(0.0, seconds / tokens)
-    return line if line.slope >= 0 else Line(seconds, 0.0)
-
-
-def time_like(long: Sequence[Point], points: Sequence[Point]) -> Line:
-    """Seconds by tokens, where `long` are passes under another policy.
-
-    If those reach further than `points`, their line is taken, for a multiple: what was computed again was computed in
-    the same way, and the slope of two short passes is noise.
-    """
-    pattern, last = time_line(long), max(points, key=lambda point: point.tokens)
-    if last.tokens >= max(point.tokens for point in long):
-        return time_line(points, pattern.at_zero)
-    alike = next((point.seconds for point in long if point.tokens == last.tokens), pattern.at(last.tokens))
-    factor = last.seconds / alike
-    return Line(factor * pattern.at_zero, factor * pattern.slope)
-
-
-def _line(points: Sequence[tuple[int, float]], at_zero: float) -> Line:
-    *_, (x, y) = ordered = sorted(points)
-    others = [point for point in ordered if point[0] < x]
-    if not others:
-        constant = min(max(0.0, at_zero), y)
-        return Line(constant, (y - constant) / x)
-    slope = (y - others[-1][1]) / (x - others[-1][0])
-    return Line(y - slope * x, slope)
 
 
 def next_size(points: Sequence[Point], *, small: int, most: int, room: float) -> int | None:
@@ -152,12 +80,12 @@ class Costs:
         """Fewer could not be measured, so nothing is said about them."""
         # Each recomputed layer takes the same time, so the ends suffice: in between there would be noise.
         ends = (self.fewest_layers, self.all_layers)
-        self._time = {layers: time_like(least, measured[layers]) for layers in ends}
+        self._pace = {layers: pace_like(least, measured[layers]) for layers in ends}
         self.most_away, self._freed, self._slower = 0, Line(0.0, 0.0), Line(0.0, 0.0)
         if away is not None and self.fewest_layers == 0:
             self.most_away, passes = away
             self._freed = self._memory[0].less(memory_line(passes, memory), self.most_away)
-            self._slower = time_like(least, passes).less(self._time[0], self.most_away)
+            self._slower = pace_like(least, passes).device.less(self._pace[0].device, self.most_away)
 
     def bytes(self, tokens: int, layers: int, away: int = 0) -> float:
         """Peak of a micro-batch of so many tokens with the first `layers` recomputed and `away` of the others in host
@@ -197,15 +125,10 @@ class Costs:
         return computing + max(waited, over)
 
     def _computing(self, passes: int, tokens: int, layers: int) -> float:
-        if self.fewest_layers == self.all_layers:
-            line = self._time[self.all_layers]
-            return line.at_zero * passes + line.slope * tokens
-        few, every = self._time[self.fewest_layers], self._time[self.all_layers]
-        once, each = (
-            _straight((self.fewest_layers, low), (self.all_layers, high), layers)
-            for low, high in ((few.at_zero, every.at_zero), (few.slope, every.slope))
-        )
-        return once * passes + each * tokens
+        few, every = self._pace[self.fewest_layers], self._pace[self.all_layers]
+        between = self.all_layers - self.fewest_layers
+        share = (layers - self.fewest_layers) / between if between else 0.0
+        return few.towards(every, share).seconds(passes, tokens)
 
     def _around(self, layers: int) -> tuple[int, int]:
         if not self.fewest_layers <= layers <= self.all_layers:

@@ -13,9 +13,10 @@ import torch
 
 from anima import distributed
 from anima.objectives.objective import Objective
-from anima.train.budget import Point, next_size
+from anima.train.budget import next_size
 from anima.train.discarded import discarded, release, run_pass
 from anima.train.engine import Engine
+from anima.train.passes import Point
 
 SMALL_TOKENS = 1024
 """The smallest pass; smaller ones tell little, because all of a GPU is hardly busy."""

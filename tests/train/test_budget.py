@@ -4,21 +4,8 @@ import math
 
 import pytest
 
-from anima.train.budget import (
-    GIB,
-    Choice,
-    Costs,
-    Line,
-    Load,
-    Point,
-    best,
-    choices,
-    memory_line,
-    next_size,
-    sizes,
-    time_like,
-    time_line,
-)
+from anima.train.budget import Choice, Costs, Load, best, choices, next_size, sizes
+from anima.train.passes import GIB, Line, Pace, Point, memory_line, pace_like, pace_of
 
 LAYERS = 10
 
@@ -40,7 +27,7 @@ def measured(*layers: int) -> Costs:
 def test_lines_go_through_the_two_largest_passes() -> None:
     points = [Point(4000, 500, 9.0), Point(1000, 300, 4.0), Point(2000, 300, 5.0)]  # 300: what any pass needs
     assert memory_line(points) == Line(100, 0.1)
-    assert time_line(points) == Line(1.0, 0.002)
+    assert pace_of(points) == Pace(Line(1.0, 0.002))
     assert memory_line(points[:1]) == Line(0, 0.125)
     assert memory_line(points[:1], 100) == Line(100, 0.1)
     assert memory_line(points[:1], 700) == Line(500, 0)
@@ -48,8 +35,8 @@ def test_lines_go_through_the_two_largest_passes() -> None:
 
 
 def test_noise_makes_no_time_negative() -> None:
-    assert time_line([Point(1000, 1, 2.0), Point(2000, 1, 1.0)]) == Line(1.0, 0.0)
-    assert time_line([Point(1000, 1, 1.0), Point(2000, 1, 4.0)]) == Line(0.0, 0.002)
+    assert pace_of([Point(1000, 1, 2.0), Point(2000, 1, 1.0)]) == Pace(Line(1.0, 0.0))
+    assert pace_of([Point(1000, 1, 1.0), Point(2000, 1, 4.0)]) == Pace(Line(0.0, 0.002))
 
 
 def test_costs_between_the_measured_numbers_are_those_of_the_made_up_gpu() -> None:
@@ -177,13 +164,13 @@ def test_memory_is_that_of_the_largest_micro_batch_there_is() -> None:
 
 def test_short_passes_take_the_shape_of_long_ones() -> None:
     long = [Point(4000, 1, 14.0), Point(8000, 1, 24.0)]  # 4 s and 2.5 s a thousand
-    assert time_like(long, [Point(500, 1, 3.0), Point(1000, 1, 3.25)]) == Line(2.0, 0.00125)  # half of it at 1000
-    assert time_like(long, [Point(4000, 1, 9.0), Point(8000, 1, 17.0)]) == Line(1.0, 0.002)  # their own: as long
+    assert pace_like(long, [Point(500, 1, 3.0), Point(1000, 1, 3.25)]) == Pace(Line(2.0, 0.00125))  # half of it at 1000
+    assert pace_like(long, [Point(4000, 1, 9.0), Point(8000, 1, 17.0)]) == Pace(Line(1.0, 0.002))  # their own: as long
 
 
 def test_of_a_size_that_both_ran_the_times_are_compared_as_measured() -> None:
     long = [Point(2000, 1, 10.0), Point(4000, 1, 14.0), Point(8000, 1, 24.0)]  # the line says 9 s at 2000
-    assert time_like(long, [Point(1000, 1, 4.9), Point(2000, 1, 5.0)]) == Line(2.0, 0.00125)  # half, not 5/9
+    assert pace_like(long, [Point(1000, 1, 4.9), Point(2000, 1, 5.0)]) == Pace(Line(2.0, 0.00125))  # half, not 5/9
 
 
 def test_noise_of_short_passes_makes_keeping_no_slower_than_recomputing() -> None:
@@ -243,6 +230,18 @@ def test_long_passes_wait_for_copies_that_short_ones_hid(host_speed: float, laye
     hidden = [Point(tokens, away_of(tokens, 5).bytes, pass_of(tokens, 0).seconds) for tokens in (1000, 2000)]
     costs = Costs({n: [pass_of(1000, n), pass_of(2000, n)] for n in (0, 10)}, (5, hidden), host_speed)
     assert costs.seconds(1, 7000, layers, 4) == pytest.approx(expected)
+
+
+def test_short_passes_last_as_long_as_the_host_takes() -> None:
+    """An H100 in fp8 that the host keeps waiting up to 4,000 tokens; the first pass was slower than the next."""
+    every = [Point(n, n, s) for n, s in ((1012, 1.1), (2019, 0.84), (3537, 0.91), (8146, 1.77))]
+    assert pace_of(every) == Pace(Line(0.0, 1.77 / 8146), 0.84)
+    few = [Point(1012, 9 * 1012, 0.61), Point(468, 9 * 468, 0.59)]
+    costs = Costs({60: every, 0: few})
+    assert costs.seconds(1, 468, 0) == costs.seconds(1, 2048, 0) == pytest.approx(0.59)
+    assert costs.seconds(2, 4096, 30) == pytest.approx(0.59 + 0.84)
+    assert costs.seconds(1, 8146, 0) == pytest.approx(1.77 / 1.4)
+    assert costs.seconds(1, 8146, 60) == pytest.approx(1.77)
 
 
 def gib(*passes: tuple[int, float, float]) -> list[Point]:

@@ -33,9 +33,15 @@ def _state(tensors: Sequence[Tensor]) -> list[tuple[int, int, torch.Size]]:
     return [(tensor.data_ptr(), tensor._version, tensor.shape) for tensor in tensors]
 
 
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """RMSNorm as `rms_norm_by_torch` says, on a GPU by our kernel; the weight is frozen."""
-    return sum_and_norm(x, None, weight, epsilon)[1]
+def norm_again(x: Tensor, weight: Tensor, inverse_norms: Tensor | None, *, epsilon: float) -> Tensor:
+    """The norm that `sum_and_norm` gave, to the bit, from its first and third result."""
+    if inverse_norms is None:
+        return rms_norm_by_torch(x, weight, epsilon)
+    from anima.model import row_kernels
+
+    flat = _flat(x.contiguous())
+    output, *_ = row_kernels.rms_norm(flat, weight, epsilon, with_rows=False, inverse_norms=inverse_norms)
+    return output.view(x.shape)
 
 
 def sum_and_norm(
@@ -46,8 +52,8 @@ def sum_and_norm(
     *,
     with_rows: bool = False,
     with_gradient_rows: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """The sum x + added, and its norm.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The sum x + added, its norm as `rms_norm_by_torch` says, and on a GPU 1 / the norm of every row, fp32.
 
     Args:
         x: (…, columns).
@@ -61,13 +67,15 @@ def sum_and_norm(
     if not x.is_cuda:
         total = x if added is None else x + added
         output = rms_norm_by_torch(total, weight, epsilon)
-        rows = fp8.quantize_rows(_flat(output.detach())) if with_rows else None
+        inverse_norms, rows = None, fp8.quantize_rows(_flat(output.detach())) if with_rows else None
     else:
-        total, output, *found = _SumAndNorm.apply(x, added, weight, epsilon, with_rows, with_gradient_rows)  # type: ignore[no-untyped-call]
+        total, output, inverse_norms, *found = _SumAndNorm.apply(
+            x, added, weight, epsilon, with_rows, with_gradient_rows
+        )  # type: ignore[no-untyped-call]
         rows = (found[0], found[1]) if with_rows else None
     if rows is not None:
         attach((output,), rows)
-    return total, output
+    return total, output, inverse_norms
 
 
 def rms_norm_by_torch(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -97,7 +105,7 @@ class _SumAndNorm(torch.autograd.Function):
         )
         total = x.view_as(x) if added is None else total.view(x.shape)
         ctx.save_for_backward(x if added is None else total, weight, inverse_norms)
-        return _with_constants(ctx, (total, output.view(x.shape)), rows)
+        return _with_constants(ctx, (total, output.view(x.shape)), inverse_norms, *(rows or (None, None)))
 
     @staticmethod
     def backward(ctx: Any, residual: Tensor | None, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
@@ -151,7 +159,7 @@ class _SiluProduct(torch.autograd.Function):
         else:
             output = F.silu(gate) * up
             rows = fp8.quantize_rows(_flat(output)) if with_rows else None
-        return _with_constants(ctx, (output.view(gate.shape),), rows)
+        return _with_constants(ctx, (output.view(gate.shape),), *(rows or (None, None)))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
@@ -221,10 +229,8 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.view(-1, tensor.shape[-1])
 
 
-def _with_constants(ctx: Any, outputs: tuple[Tensor, ...], rows: Rows | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-    """Outputs, and rows that no gradient belongs to."""
+def _with_constants(ctx: Any, outputs: tuple[Tensor, ...], *constants: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    """Outputs, and what no gradient belongs to."""
     ctx.set_materialize_grads(False)
-    if rows is None:
-        return (*outputs, None, None)
-    ctx.mark_non_differentiable(*rows)
-    return outputs + rows
+    ctx.mark_non_differentiable(*(constant for constant in constants if constant is not None))
+    return outputs + constants

@@ -97,7 +97,7 @@ class RmsNorm(CheapToRecompute):
 
     def of_sum(self, x: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
         """x + added and its norm in one pass: `fp8_rows.sum_and_norm`."""
-        total, output = fp8_rows.sum_and_norm(
+        total, output, inverse_norms = fp8_rows.sum_and_norm(
             x,
             added,
             self.weight,
@@ -106,7 +106,8 @@ class RmsNorm(CheapToRecompute):
             with_gradient_rows=self.gives_gradient_rows,
         )
         if self.recompute_output and self.training:
-            output = with_recipe(output, partial(fp8_rows.rms_norm, epsilon=self.epsilon), total, self.weight)
+            again = partial(fp8_rows.norm_again, inverse_norms=inverse_norms, epsilon=self.epsilon)
+            output = with_recipe(output, again, total, self.weight)
         return total, output
 
 

@@ -26,9 +26,10 @@ def _norm(
     num_columns,
     WITH_SUM: tl.constexpr,
     WITH_ROWS: tl.constexpr,
+    KNOWN: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """One row, rounded before and after the weight as Llama's norm is."""
+    """One row, rounded before and after the weight as Llama's norm is; KNOWN: the inverse norms are there already."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, COLUMNS)
     inside = column < num_columns
@@ -39,8 +40,11 @@ def _norm(
         given = (given.to(tl.float32) + tl.load(added + place, mask=inside, other=0.0).to(tl.float32)).to(given.dtype)
         tl.store(total + place, given, mask=inside)
     wide = given.to(tl.float32)
-    inverse_norm = tl.rsqrt(tl.sum(wide * wide) / num_columns + epsilon)
-    tl.store(inverse_norms + row, inverse_norm)
+    if KNOWN:
+        inverse_norm = tl.load(inverse_norms + row)
+    else:
+        inverse_norm = tl.rsqrt(tl.sum(wide * wide) / num_columns + epsilon)
+        tl.store(inverse_norms + row, inverse_norm)
     value = ((wide * inverse_norm).to(given.dtype).to(tl.float32) * factor).to(given.dtype)
     tl.store(output + place, value, mask=inside)
     if WITH_ROWS:
@@ -51,7 +55,13 @@ def _norm(
 
 
 def rms_norm(
-    x: Tensor, weight: Tensor, epsilon: float, *, added: Tensor | None = None, with_rows: bool
+    x: Tensor,
+    weight: Tensor,
+    epsilon: float,
+    *,
+    added: Tensor | None = None,
+    with_rows: bool,
+    inverse_norms: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None]:
     """RMSNorm over the last axis of x, or of x + added.
 
@@ -61,6 +71,8 @@ def rms_norm(
         epsilon: Onto the mean of the squares.
         added: Of the shape of x.
         with_rows: Give the output in e4m3, too.
+        inverse_norms: What an earlier call gave for the same rows; then the output has its bits, which another sum of
+            squares may not, since kernels with and without e4m3 add in different orders.
 
     Returns:
         The output; what it is the norm of; 1 / the norm of every row, fp32 (rows,); the output in e4m3 and the scale of
@@ -69,7 +81,9 @@ def rms_norm(
     num_rows, num_columns = x.shape
     output = torch.empty_like(x)
     total = x if added is None else torch.empty_like(x)
-    inverse_norms = torch.empty(num_rows, dtype=torch.float32, device=x.device)
+    known = inverse_norms is not None
+    if inverse_norms is None:
+        inverse_norms = torch.empty(num_rows, dtype=torch.float32, device=x.device)
     rows = _empty_rows(num_rows, num_columns, x.device) if with_rows else None
     _norm[(num_rows,)](
         x,
@@ -83,6 +97,7 @@ def rms_norm(
         num_columns,
         WITH_SUM=added is not None,
         WITH_ROWS=with_rows,
+        KNOWN=known,
         COLUMNS=triton.next_power_of_2(num_columns),
         num_warps=8,
     )

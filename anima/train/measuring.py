@@ -199,9 +199,11 @@ def _point(
     before: int,
     gauge: Gauge,
 ) -> Point | None:
-    """A pass, twice, since the first compiles and gets its memory; None if a rank has too little. A collective."""
+    """A pass, three times, since the first compiles and gets its memory, and hosts have other work too; None if a rank
+    has too little memory. A collective.
+    """
     mine: tuple[int, float] | None = None
-    for _ in range(2):
+    for _ in range(3):
         gauge.start()
         if not run_pass(engine, objective, batch):
             release(engine.device)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 GIB = 2**30
 FLAT = 1.2
 """Passes of different sizes within this factor of the fastest took what the host needs to tell the device."""
+DISTURBED = 1.5
+"""Times as long a token as in the longest pass: other work came in between."""
 FORWARD = 0.4
 """Share of a pass without recomputed layers that its forward half takes: over a frozen base the backward half has as
 many large products, and LoRA's gradients besides."""
@@ -76,11 +78,12 @@ class Pace:
 
 
 def pace_of(points: Sequence[Point], at_zero: float = 0.0) -> Pace:
-    """The device's line goes through the two largest passes that it took its time for; neither part is negative, which
-    noise could make of short passes.
+    """The device's line goes through the two largest passes that neither waited for the host nor were disturbed;
+    neither part is negative, which noise could make of short passes.
     """
-    waited = _waited_for_the_host(points)
-    own = [point for point in points if point not in waited] or points
+    waited, longest = _waited_for_the_host(points), max(points, key=lambda point: point.tokens)
+    slowest = DISTURBED * longest.seconds / longest.tokens
+    own = [p for p in points if p not in waited and p.seconds <= slowest * p.tokens] or points
     line = _line([(point.tokens, point.seconds) for point in own], at_zero)
     tokens, seconds = max((point.tokens, point.seconds) for point in own)
     if line.at_zero < 0:

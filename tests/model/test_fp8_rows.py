@@ -158,7 +158,7 @@ for rows, columns in ((1, 16), (6, 48), (3, 4096), (2, 6656)):
         expected = fp8_rows.rms_norm_by_torch(x, weight, 1e-6)
         torch.testing.assert_close(output, expected, rtol=near, atol=1e-6)
         same_rows(quantised, output)
-        again, *_ = row_kernels.rms_norm(x, weight, 1e-6, with_rows=False)
+        again, *_ = row_kernels.rms_norm(x, weight, 1e-6, with_rows=False, inverse_norms=inverse_norms)
         assert torch.equal(again, output)
         leaf = x.double().requires_grad_()
         wide = leaf * torch.rsqrt(leaf.pow(2).mean(-1, keepdim=True) + 1e-6) * weight.double()

@@ -35,7 +35,7 @@ def test_lines_go_through_the_two_largest_passes() -> None:
 
 
 def test_noise_makes_no_time_negative() -> None:
-    assert pace_of([Point(1000, 1, 2.0), Point(2000, 1, 1.0)]) == Pace(Line(1.0, 0.0))
+    assert pace_of([Point(1800, 1, 1.1), Point(2000, 1, 1.0)]) == Pace(Line(1.0, 0.0))
     assert pace_of([Point(1000, 1, 1.0), Point(2000, 1, 4.0)]) == Pace(Line(0.0, 0.002))
 
 
@@ -242,6 +242,13 @@ def test_short_passes_last_as_long_as_the_host_takes() -> None:
     assert costs.seconds(2, 4096, 30) == pytest.approx(0.59 + 0.84)
     assert costs.seconds(1, 8146, 0) == pytest.approx(1.77 / 1.4)
     assert costs.seconds(1, 8146, 60) == pytest.approx(1.77)
+
+
+def test_a_pass_that_was_disturbed_bends_no_line() -> None:
+    """An H100 again; by the last two passes 8,000 tokens more would take 0.73 s."""
+    assert pace_of([Point(n, n, s) for n, s in ((1012, 0.84), (2019, 0.99), (3537, 1.36), (8146, 1.78))]) == Pace(
+        Line(0.0, 1.78 / 8146), 0.84
+    )
 
 
 def gib(*passes: tuple[int, float, float]) -> list[Point]:

@@ -266,23 +266,23 @@ def _check_kernels(base: nn.Linear, scales: WeightScales) -> None:
 
     rows = torch.randn(64, base.in_features, device=base.weight.device, dtype=torch.bfloat16)
     quantized, update = quantize_rows(rows), (rows[:, :8].contiguous(), rows[:8, :1].repeat(1, base.out_features), 0.5)
-    refuse_difference(quantized[0], rows_by_torch(rows)[0])
+    refuse_difference("rows", quantized[0], rows_by_torch(rows)[0])
     weight = weight_in_fp8(base, scales, transposed=False)
     raw = quantized[0].float() @ weight.float().T
     got = fp8_kernels.product(quantized, weight, scales.rows, None, update, rows.dtype)
-    refuse_difference(got, finished_by_torch(raw, quantized[1], scales.rows, None, update))
+    refuse_difference("product", got, finished_by_torch(raw, quantized[1], scales.rows, None, update))
     parts = [rows, 2 * rows, -rows]
-    refuse_difference(quantize_side_by_side(parts)[0], rows_by_torch(torch.cat(parts, dim=1))[0])
+    refuse_difference("side by side", quantize_side_by_side(parts)[0], rows_by_torch(torch.cat(parts, dim=1))[0])
     for flip in (False, True):
         expected = weight_by_torch(base, scales, transposed=flip)
-        refuse_difference(weight_in_fp8(base, scales, transposed=flip), expected)
+        refuse_difference("weight", weight_in_fp8(base, scales, transposed=flip), expected)
         wider = torch.empty(len(expected), 2 * expected.shape[1], dtype=expected.dtype, device=expected.device)
         part = wider[:, expected.shape[1] :]
-        refuse_difference(weight_in_fp8(base, scales, transposed=flip, output=part), expected)
+        refuse_difference("part of a weight", weight_in_fp8(base, scales, transposed=flip, output=part), expected)
 
 
-def refuse_difference(got: Tensor, expected: Tensor) -> None:
-    """Of a kernel from its reference.
+def refuse_difference(kernel: str, got: Tensor, expected: Tensor) -> None:
+    """Of what a kernel gives from its reference.
 
     Raises:
         ModelError: they differ by more than what a tie that is rounded the other way gives.
@@ -292,6 +292,7 @@ def refuse_difference(got: Tensor, expected: Tensor) -> None:
     if not error < 1e-2:
         raise ModelError(
             "the fp8 kernels do not compute what they should on this GPU",
+            where=kernel,
             got=f"relative error {error:.3g}",
             allowed="below 0.01",
             fix="--compute_dtype bf16, and report the GPU with the versions of torch and triton",

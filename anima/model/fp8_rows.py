@@ -211,18 +211,20 @@ def check_kernels(norm_weight: Tensor, width: int) -> None:
         wide = x.float().requires_grad_()
         norm = rms_norm_by_torch(wide, norm_weight.float(), 1e-6)
     products = norm.detach(), F.silu(gate) * up
-    for output, product in zip(outputs, products, strict=True):
+    for name, output, product in zip(("norm", "SwiGLU product"), outputs, products, strict=True):
         rows = take((output,))
-        fp8.refuse_difference(output.detach(), product)
-        fp8.refuse_difference(rows[0] if rows else output, fp8.rows_by_torch(output.detach())[0])
+        fp8.refuse_difference(name, output.detach(), product)
+        fp8.refuse_difference(f"rows of a {name}", rows[0] if rows else output, fp8.rows_by_torch(output.detach())[0])
     of_gate, of_up = torch.autograd.grad(outputs[1], leaves[1:], gradient)
     rows = take((of_gate, of_up))
-    fp8.refuse_difference(rows[0] if rows else of_gate, fp8.rows_by_torch(torch.cat((of_gate, of_up), dim=1))[0])
+    both = fp8.rows_by_torch(torch.cat((of_gate, of_up), dim=1))[0]
+    fp8.refuse_difference("rows of SwiGLU's gradients", rows[0] if rows else of_gate, both)
     for got, expected in zip((of_gate, of_up), silu_gradients_by_torch(gradient, gate, up), strict=True):
-        fp8.refuse_difference(got, expected)
-    fp8.refuse_difference(
-        torch.autograd.grad(outputs[0], leaves[0], target)[0], torch.autograd.grad(norm, wide, target.float())[0]
+        fp8.refuse_difference("SwiGLU's gradients", got, expected)
+    of_norm, exact = (
+        torch.autograd.grad(*of)[0] for of in ((outputs[0], leaves[0], target), (norm, wide, target.float()))
     )
+    fp8.refuse_difference("a norm's gradient", of_norm, exact)
 
 
 def _flat(tensor: Tensor) -> Tensor:

@@ -9,6 +9,6 @@ import torch
 
 def send(values: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """A copy on the device, which work there waits for and the host does not; `values` itself if it lies there."""
-    if torch.device(device).type == "cuda" and values.device.type == "cpu":
+    if torch.device(device).type == "cuda" and values.device.type == "cpu" and values.numel():
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)

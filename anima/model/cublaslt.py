@@ -46,10 +46,12 @@ def serves(device: torch.device) -> bool:
     if torch.cuda.get_device_capability(device) != HOPPER:
         return False
     try:
-        return _agrees(device)
+        problem = "" if _agrees(device) else "it computes something else"
     except (OSError, AttributeError, RuntimeError) as error:
-        _log.warning("cuBLASLt cannot add to fp8 products here, which are slower so: %s", error)
-        return False
+        problem = str(error)
+    if problem:
+        _log.warning("cuBLASLt cannot add to fp8 products here, which are slower so: %s", problem)
+    return not problem
 
 
 def add_product(onto: Tensor, left: Tensor, left_scales: Tensor, right: Tensor, right_scales: Tensor) -> None:

@@ -265,7 +265,8 @@ def _check_kernels(base: nn.Linear, scales: WeightScales) -> None:
     from anima.model import fp8_kernels
 
     rows = torch.randn(64, base.in_features, device=base.weight.device, dtype=torch.bfloat16)
-    quantized, update = quantize_rows(rows), (rows[:, :8].contiguous(), rows[:8, :1].repeat(1, base.out_features), 0.5)
+    update = (rows[:, :8].contiguous(), rows[:1, :8].repeat(base.out_features, 1).T, 0.5)
+    quantized = quantize_rows(rows)
     refuse_difference("rows", quantized[0], rows_by_torch(rows)[0])
     weight = weight_in_fp8(base, scales, transposed=False)
     raw = quantized[0].float() @ weight.float().T

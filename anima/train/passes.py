@@ -105,7 +105,8 @@ def pace_like(long: Sequence[Point], points: Sequence[Point]) -> Pace:
         factor, host = 1 / (1 + FORWARD), min(point.seconds for point in points)
     else:
         at_last = pattern.seconds(1, last.tokens)
-        factor, host = last.seconds / next((p.seconds for p in long if p.tokens == last.tokens), at_last), 0.0
+        factor = last.seconds / next((p.seconds for p in long if p.tokens == last.tokens), at_last)
+        host = min((point.seconds for point in _waited_for_the_host(points)), default=0.0)
     return Pace(Line(factor * pattern.device.at_zero, factor * pattern.device.slope), host)
 
 

@@ -93,6 +93,22 @@ def test_a_product_with_its_update_equals_the_reference(
                 assert torch.equal(same, fp8_kernels.product(*arguments, None, torch.bfloat16))
 
 
+@pytest.mark.parametrize("library", [True, False])
+def test_the_check_at_the_start_passes_with_the_library_and_without(
+    library: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import bitsandbytes as bnb
+
+    from anima.model import cublaslt, fp8
+
+    if not library:
+        monkeypatch.setattr(cublaslt, "serves", lambda _: False)
+    base = bnb.nn.Linear4bit(640, 320, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
+    base.load_state_dict({"weight": torch.randn(320, 640) * 0.02})
+    base = base.cuda().requires_grad_(False)
+    assert fp8.enable_fp8(torch.nn.ModuleList([base]), [[base]]) == []
+
+
 def test_products_of_more_shapes_than_are_remembered() -> None:
     from anima.model import cublaslt, fp8_kernels
 

@@ -164,13 +164,13 @@ def test_memory_is_that_of_the_largest_micro_batch_there_is() -> None:
 
 def test_short_passes_take_the_shape_of_long_ones() -> None:
     long = [Point(4000, 1, 14.0), Point(8000, 1, 24.0)]  # 4 s and 2.5 s a thousand
-    assert pace_like(long, [Point(500, 1, 3.0), Point(1000, 1, 3.25)]) == Pace(Line(2.0, 0.00125))  # half of it at 1000
+    assert pace_like(long, [Point(500, 1, 2.5), Point(1000, 1, 3.25)]) == Pace(Line(2.0, 0.00125))  # half of it at 1000
     assert pace_like(long, [Point(4000, 1, 9.0), Point(8000, 1, 17.0)]) == Pace(Line(1.0, 0.002))  # their own: as long
 
 
 def test_of_a_size_that_both_ran_the_times_are_compared_as_measured() -> None:
     long = [Point(2000, 1, 10.0), Point(4000, 1, 14.0), Point(8000, 1, 24.0)]  # the line says 9 s at 2000
-    assert pace_like(long, [Point(1000, 1, 4.9), Point(2000, 1, 5.0)]) == Pace(Line(2.0, 0.00125))  # half, not 5/9
+    assert pace_like(long, [Point(1000, 1, 4.9), Point(2000, 1, 5.0)]) == Pace(Line(2.0, 0.00125), 4.9)  # half, not 5/9
 
 
 def test_noise_of_short_passes_makes_keeping_no_slower_than_recomputing() -> None:
@@ -242,6 +242,14 @@ def test_short_passes_last_as_long_as_the_host_takes() -> None:
     assert costs.seconds(2, 4096, 30) == pytest.approx(0.59 + 0.84)
     assert costs.seconds(1, 8146, 0) == pytest.approx(1.77 / 1.4)
     assert costs.seconds(1, 8146, 60) == pytest.approx(1.77)
+
+
+def test_short_passes_wait_for_the_host_also_beside_long_ones_that_did_not() -> None:
+    every = [Point(n, n, s) for n, s in ((1024, 1.0), (2048, 1.0), (4096, 1.64), (8192, 3.28))]
+    few = [Point(n, 9 * n, s) for n, s in ((1024, 0.8), (2048, 0.8), (4096, 1.17))]
+    costs = Costs({60: every, 0: few})
+    assert costs.seconds(1, 1024, 0) == pytest.approx(0.8)
+    assert costs.seconds(1, 8192, 0) == pytest.approx(3.28 * 1.17 / 1.64)
 
 
 def test_a_pass_that_was_disturbed_bends_no_line() -> None:

@@ -13,6 +13,9 @@ from pathlib import Path
 
 HANG_EXIT = 8
 _LAST_RESORT_SECONDS = 60.0
+_OTHERS_SECONDS = 3.0
+"""Ranks notice within seconds of each other. One that ended at once would break the collective in which the others wait
+before these have said where."""
 
 
 class Watchdog:
@@ -55,6 +58,7 @@ class Watchdog:
         while not self._done.wait(min(1.0, self._seconds / 4)):
             if time.monotonic() - self._last > self._seconds:
                 self._report()
+                time.sleep(_OTHERS_SECONDS)
                 self._end(HANG_EXIT)
                 return
 

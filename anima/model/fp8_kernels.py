@@ -4,6 +4,7 @@ Imported only where it runs (a GPU, or Triton's interpreter in the tests); `anim
 in torch, which is its reference and what a CPU computes.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -180,11 +181,17 @@ def product(
         output = _update(update, bias, (values.shape[0], weight.shape[0]), values.device)
         cublaslt.add_product(output, values, row_scales, weight, column_scales)
         return output
-    one = torch.ones((), device=values.device)
+    one = _one(values.device)
     raw: Tensor = torch._scaled_mm(
         values, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.float32, use_fast_accum=True
     )
     return finish_product(raw, row_scales, column_scales, bias, update, dtype)
+
+
+@functools.cache
+def _one(device: torch.device) -> Tensor:
+    """The scale of products that are scaled later; made once, not in every product."""
+    return torch.ones((), device=device)
 
 
 def _update(

@@ -66,15 +66,13 @@ class Pace:
 
     def towards(self, other: "Pace", share: float) -> "Pace":
         """The pace at `share` of the way to another."""
-        mixed = (
-            here + share * (there - here)
-            for here, there in (
-                (self.device.at_zero, other.device.at_zero),
-                (self.device.slope, other.device.slope),
-                (self.host, other.host),
-            )
-        )
-        return Pace(Line(next(mixed), next(mixed)), next(mixed))
+
+        def between(here: float, there: float) -> float:
+            return here + share * (there - here)
+
+        at_zero = between(self.device.at_zero, other.device.at_zero)
+        slope = between(self.device.slope, other.device.slope)
+        return Pace(Line(at_zero, slope), between(self.host, other.host))
 
 
 def pace_of(points: Sequence[Point], at_zero: float = 0.0) -> Pace:
@@ -114,12 +112,8 @@ def _waited_for_the_host(points: Sequence[Point]) -> list[Point]:
     """Passes up to the largest that took no longer than much smaller ones."""
     fastest = min(point.seconds for point in points)
     alike = [point for point in points if point.seconds <= FLAT * fastest]
-    reach = max(point.tokens for point in alike)
-    return [point for point in points if point.tokens <= reach] if reach >= 1.5 * _fewest_tokens(alike) else []
-
-
-def _fewest_tokens(points: Sequence[Point]) -> int:
-    return min(point.tokens for point in points)
+    smallest, reach = min(point.tokens for point in alike), max(point.tokens for point in alike)
+    return [point for point in points if point.tokens <= reach] if reach >= 1.5 * smallest else []
 
 
 def _line(points: Sequence[tuple[int, float]], at_zero: float) -> Line:

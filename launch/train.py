@@ -158,7 +158,7 @@ def build_network(config: Config, compute: Compute) -> PackedModel:
     adapter_path = config.model.adapter_path
     adapted = attach_lora(base, config.lora, dtype=compute.dtype, seed=config.seed, adapter_path=adapter_path)
     if compute.fp8:
-        compute_in_fp8(adapted)
+        compute_in_fp8(adapted, forward=compute.fp8 == "fp8")
     recompute = config.optimization.recompute
     return PackedModel(adapted, "all" if recompute == "auto" else recompute)
 

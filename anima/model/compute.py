@@ -6,6 +6,7 @@ older GPUs claim support by emulation as well.
 
 import os
 from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 
@@ -16,7 +17,8 @@ BF16_COMPUTE_CAPABILITY = (8, 0)
 """First CUDA compute capability with bf16 units (Ampere)."""
 FP8_COMPUTE_CAPABILITY = (8, 9)
 """First one with fp8 units (Ada); Hopper and Blackwell have them too."""
-
+FP8_PRODUCTS = {"fp8": "products with the base", "fp8_backward": "products of input gradients with the base"}
+"""Number formats with products in fp8, and which those are."""
 _ALLOCATOR = "expandable_segments:True"
 """Segments that grow hold little more than tensors need. Blocks of fixed sizes held 5 GiB more on a 33B recipe: on a
 nearly full card that drove the paged optimizer states out, which each step then waited for."""
@@ -29,15 +31,13 @@ class Compute:
     device: torch.device
     dtype: torch.dtype
     reason: str
-    fp8: bool = False
-    """Products with the frozen base run in e4m3; all else in `dtype`."""
+    fp8: Literal["", "fp8", "fp8_backward"] = ""
+    """Which products with the frozen base run in e4m3: none, all, or those of input gradients; all else in `dtype`."""
 
     @property
     def label(self) -> str:
         """The number format in a word."""
-        if self.fp8:
-            return "fp8"
-        return "bf16" if self.is_bf16 else "fp32"
+        return self.fp8 or ("bf16" if self.is_bf16 else "fp32")
 
     @property
     def form(self) -> str:
@@ -68,7 +68,7 @@ def choose_compute(device: str, compute_dtype: str, local_rank: int) -> Compute:
 
     Args:
         device: auto, cuda or cpu.
-        compute_dtype: auto, bf16, fp32 or fp8.
+        compute_dtype: auto, bf16, fp32, fp8 or fp8_backward.
         local_rank: Index of this process on its machine; it is also its GPU.
 
     Raises:
@@ -110,16 +110,17 @@ def _choose_cuda(compute_dtype: str, index: int) -> Compute:
             allowed="auto or fp32 on this GPU",
             fix="--compute_dtype fp32",
         )
-    if compute_dtype == "fp8":
+    if compute_dtype in FP8_PRODUCTS:
         if torch.cuda.get_device_capability(index) < FP8_COMPUTE_CAPABILITY:
             raise ConfigError(
                 f"{name} has no fp8 units",
                 where="--compute_dtype",
-                got="fp8",
+                got=compute_dtype,
                 allowed="auto, bf16 or fp32 on this GPU; fp8 on Ada, Hopper and Blackwell",
                 fix="--compute_dtype auto",
             )
-        return Compute(target, torch.bfloat16, f"fp8 (e4m3) products with the base, bf16 else, on {name}", fp8=True)
+        reason = f"fp8 (e4m3) {FP8_PRODUCTS[compute_dtype]}, bf16 else, on {name}"
+        return Compute(target, torch.bfloat16, reason, fp8=cast(Any, compute_dtype))
     if compute_dtype == "fp32" or not capable:
         return Compute(target, torch.float32, f"fp32 on {name}")
     return Compute(target, torch.bfloat16, f"bf16 on {name}")
@@ -128,9 +129,10 @@ def _choose_cuda(compute_dtype: str, index: int) -> Compute:
 def _choose_cpu(compute_dtype: str) -> Compute:
     target = torch.device("cpu")
     capable = cpu_has_bf16()
-    if compute_dtype == "fp8":
+    if compute_dtype in FP8_PRODUCTS:
         dtype = torch.bfloat16 if capable else torch.float32
-        return Compute(target, dtype, "fp8 emulated on the CPU: a rehearsal, slower than without it", fp8=True)
+        reason = f"{compute_dtype} emulated on the CPU: a rehearsal, slower than without it"
+        return Compute(target, dtype, reason, fp8=cast(Any, compute_dtype))
     if compute_dtype == "bf16":
         note = "" if capable else "; this processor emulates it, expect it to be many times slower than fp32"
         return Compute(target, torch.bfloat16, f"bf16 on the CPU as asked{note}")

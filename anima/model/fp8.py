@@ -38,20 +38,29 @@ class WeightScales:
     """The scale for every output, (1, out)."""
     columns: Tensor
     """The scale for every input, (1, in)."""
+    forward: bool = True
+    """False if products with inputs stay in bf16, and only those with gradients run in fp8."""
 
 
 def uses_fp8(base: nn.Module) -> bool:
-    """Whether products with this frozen layer run in fp8."""
+    """Whether products of gradients with this frozen layer run in fp8."""
     return hasattr(base, _ATTRIBUTE)
 
 
-def enable_fp8(model: nn.Module, groups: Sequence[Sequence[nn.Linear]]) -> list[str]:
+def forward_uses_fp8(base: nn.Module) -> bool:
+    """Whether products of inputs with this frozen layer run in fp8."""
+    scales: WeightScales | None = getattr(base, _ATTRIBUTE, None)
+    return scales is not None and scales.forward
+
+
+def enable_fp8(model: nn.Module, groups: Sequence[Sequence[nn.Linear]], *, forward: bool = True) -> list[str]:
     """Let the given frozen layers compute in fp8.
 
     Args:
         model: Where the layers are, for their names.
         groups: Frozen NF4 layers; those of a group read the same input, and get one scale for all their weights, so
             that the gradient of that input is one product.
+        forward: False for the products of gradients alone: what the layers give stays in bf16, to the bit.
 
     Returns:
         Names of those that stay in bf16: sides that fp8 products cannot have, or weights that e4m3 cannot hold.
@@ -75,7 +84,7 @@ def enable_fp8(model: nn.Module, groups: Sequence[Sequence[nn.Linear]]) -> list[
                 left.append(names[id(layer)])
             else:
                 nf4.append(layer)
-        for layer, scales in zip(nf4, _scales(nf4), strict=True):
+        for layer, scales in zip(nf4, _scales(nf4, forward), strict=True):
             if not checked:
                 _check_kernels(layer, scales)
                 checked = True
@@ -226,13 +235,14 @@ def _scaled_product(
     return output.to(dtype)
 
 
-def _scales(bases: Sequence[Linear4bit]) -> list[WeightScales]:
+def _scales(bases: Sequence[Linear4bit], forward: bool = True) -> list[WeightScales]:
     """Of every matrix of a group: the scale is that of the largest weight of all."""
     if not bases:
         return []
     scale = (torch.stack([_largest_weight(base) for base in bases]).max() / E4M3_MAX).clamp_min(1e-12)
     inverse, columns = (1 / scale).reshape(()), scale.expand(1, bases[0].in_features).contiguous()
-    return [WeightScales(inverse, scale.expand(1, base.out_features).contiguous(), columns) for base in bases]
+    rows = [scale.expand(1, base.out_features).contiguous() for base in bases]
+    return [WeightScales(inverse, of_base, columns, forward) for of_base in rows]
 
 
 def _largest_weight(base: Linear4bit) -> Tensor:

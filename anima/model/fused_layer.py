@@ -16,7 +16,7 @@ LAYERS = ("LlamaDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "Mistra
 
 
 def fuse_sums(model: nn.Module) -> int:
-    """Let the layers of a decoder, whose blocks and norms are ours and give rows of e4m3, add and norm in one pass.
+    """Let the layers of a decoder, whose blocks and norms are ours and compute in fp8, add and norm in one pass.
 
     Returns:
         How many do so.
@@ -35,7 +35,12 @@ def fuse_sums(model: nn.Module) -> int:
 def _is_ours(layer: Any) -> bool:  # noqa: ANN401
     norms = (layer.input_layernorm, layer.post_attention_layernorm)
     blocks = isinstance(layer.self_attn, RotaryAttention) and isinstance(layer.mlp, SwiGlu)
-    return blocks and all(isinstance(norm, RmsNorm) and norm.gives_rows for norm in norms)
+    return blocks and all(isinstance(norm, RmsNorm) for norm in norms) and all(map(in_fp8, _readers(layer)))
+
+
+def _readers(layer: Any) -> list[nn.Module]:  # noqa: ANN401
+    """The projections that read a norm."""
+    return [getattr(block, name) for block in (layer.self_attn, layer.mlp) for name in block.same_input]
 
 
 @cache

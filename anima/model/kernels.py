@@ -257,18 +257,21 @@ def hand_rows_on(model: nn.Module) -> None:
     for module in model.modules():
         for norm, reader in ((getattr(module, a, None), getattr(module, b, None)) for a, b in READERS):
             if isinstance(norm, RmsNorm) and isinstance(reader, RotaryAttention | SwiGlu):
-                norm.gives_rows = all(in_fp8(getattr(reader, name)) for name in reader.same_input)
+                norm.gives_rows = all(_forward_in_fp8(getattr(reader, name)) for name in reader.same_input)
         if isinstance(module, SwiGlu):
             factors = [getattr(module, name) for name in module.same_input]
-            module.gives_rows = in_fp8(module.down_proj)
+            module.gives_rows = _forward_in_fp8(module.down_proj)
             module.gives_gradient_rows = all(map(in_fp8, factors)) and fp8.share_scale([f.base for f in factors])
-
-    norms = [module for module in model.modules() if isinstance(module, RmsNorm) and module.gives_rows]
-    blocks = [module for module in model.modules() if isinstance(module, SwiGlu) and module.gives_rows]
-    if norms and blocks:
+    norms = [module for module in model.modules() if isinstance(module, RmsNorm)]
+    blocks = [module for module in model.modules() if isinstance(module, SwiGlu)]
+    if norms and any(block.gives_rows or block.gives_gradient_rows for block in blocks):
         fp8_rows.check_kernels(norms[0].weight, blocks[0].width)
 
 
 def in_fp8(layer: nn.Module) -> bool:
-    """Whether a projection computes its products in fp8, and so reads rows of e4m3."""
+    """Whether a projection computes its products with gradients in fp8, and so reads their rows of e4m3."""
     return isinstance(layer, FusedLoraLayer) and fp8.uses_fp8(layer.base)
+
+
+def _forward_in_fp8(layer: nn.Module) -> bool:
+    return isinstance(layer, FusedLoraLayer) and fp8.forward_uses_fp8(layer.base)

@@ -88,8 +88,12 @@ def attach_lora(
     return adapted
 
 
-def compute_in_fp8(model: PeftModel) -> list[str]:
+def compute_in_fp8(model: PeftModel, *, forward: bool = True) -> list[str]:
     """Let the base under every LoRA layer compute in fp8.
+
+    Args:
+        model: A base with its adapter.
+        forward: False for the products of input gradients alone.
 
     Returns:
         Names of the layers that stay in bf16.
@@ -97,7 +101,8 @@ def compute_in_fp8(model: PeftModel) -> list[str]:
     Raises:
         ModelError: the base is not NF4, or the kernels compute something else on this GPU.
     """
-    left = enable_fp8(model, [[layer.base for layer in group] for group in fused_layers(model)])
+    groups = [[layer.base for layer in group] for group in fused_layers(model)]
+    left = enable_fp8(model, groups, forward=forward)
     hand_rows_on(model)
     fuse_sums(model)
     return left

@@ -111,7 +111,7 @@ def frozen_linear(x: Tensor, bases: Sequence[nn.Linear], updates: Sequence[_Upda
     for index, base in enumerate(bases):
         bias = None if base.bias is None else base.bias.data.to(x.dtype)
         update = None if updates is None else updates[index]
-        if fp8.uses_fp8(base):
+        if fp8.forward_uses_fp8(base):
             rows = rows or fp8.quantize_rows(flat)
             parts = None if update is None else (update.left, update.right, update.scaling)
             outputs.append(fp8.product(rows, base, x.dtype, parts))

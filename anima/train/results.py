@@ -28,7 +28,7 @@ def write_results(run: Run, history: History, *, device: str, compute_dtype: str
         run: What ran.
         history: What the loop saw.
         device: Name of the device.
-        compute_dtype: bf16, fp32 or fp8.
+        compute_dtype: bf16, fp32, fp8 or fp8_backward.
     """
     peaks = distributed.gather_objects(memory_peak_gib(run.engine.device))
     state = distributed.gather_objects(run.engine.optimizer_state_bytes())
@@ -82,7 +82,7 @@ def summarize(
         history: What the loop saw.
         num_steps: Optimizer steps done.
         peak_memory_gib: Highest memory of each rank.
-        device, compute_dtype: Its name; bf16, fp32 or fp8.
+        device, compute_dtype: Its name; bf16, fp32, fp8 or fp8_backward.
         files: What was written, relative to the output folder.
         next_commands: What to type next.
         reference: Identity of the model that the policy was compared with; empty for none.

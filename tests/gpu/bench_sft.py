@@ -5,7 +5,8 @@
 
 Random weights in NF4, LoRA on all linear layers, sequence lengths drawn from the ancestor's data (log-normal fits to
 its quantiles, cut at 512 + 512), real DeepSpeed ZeRO-2 and paged 8-bit AdamW. One line a run `recompute:tokens`;
-`cheap/30:8192` lets 30 layers wait in host memory; `cheap:4096:fp8` computes in fp8, and such runs come last.
+`cheap/30:8192` lets 30 layers wait in host memory; `cheap:4096:fp8` computes in fp8 (or fp8_backward), and such runs
+come last.
 `--against trl unsloth` runs these on the same sequences afterwards (bench_sft_peers.py; --model llama-33b-8-layers).
 """
 
@@ -60,7 +61,7 @@ def main() -> None:
     """Time our runs, then the peers that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)
-    parser.add_argument("--runs", nargs="+", required=True, metavar="RECOMPUTE[/OFFLOAD]:TOKENS[:fp8]")
+    parser.add_argument("--runs", nargs="+", required=True, metavar="RECOMPUTE[/OFFLOAD]:TOKENS[:FORM]")
     parser.add_argument(
         "--generate", nargs="*", type=int, default=[], help="also time answers, by batch, after the runs"
     )
@@ -94,12 +95,13 @@ def run_ours(options: argparse.Namespace) -> list[dict[str, Any]]:
         f"{torch.cuda.get_device_name()}, GEMM ceiling {ceiling / 1e12:.0f} TFLOP/s, to the host "
         f"{host_bandwidth() / 1e9:.0f} GB/s, {parameters / 1e9:.2f} B parameters"
     )
-    results, fp8 = [], False
+    results, computing = [], [""]
     for run in options.runs:
         policy, budget, *form = run.split(":")
-        if form == ["fp8"] and not fp8:
-            fp8 = True
-            print(f"in fp8 but for {len(compute_in_fp8(engine.network.adapted))} matrices")
+        if form and form != computing:
+            computing = form
+            left = compute_in_fp8(engine.network.adapted, forward=form == ["fp8"])
+            print(f"in {form[0]} but for {len(left)} matrices")
         result = measure(engine, policy, int(budget), options.sequences, options.steps)
         if "tokens_per_second" in result:
             result["share_of_ceiling"] = 4 * parameters * result["tokens_per_second"] / ceiling

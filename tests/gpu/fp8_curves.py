@@ -1,4 +1,5 @@
-"""Is `--compute_dtype fp8` harmless? SFT and DPO on real weights in bf16 and fp8 under several seeds, on one GPU.
+"""Is `--compute_dtype fp8` (or fp8_backward) harmless? SFT and DPO on real weights in bf16 and in it under several
+seeds, on one GPU.
 
     python tests/gpu/fp8_curves.py --model .models/smollm2-135m-instruct --sft_files ROWS… --dpo_files PAIRS… \\
         --output_dir /tmp/curves --json curves.json
@@ -29,7 +30,6 @@ from anima.tracking.metrics_file import read_metrics
 LAST_STEPS = 50
 SMOOTHED_OVER = 20
 PROMPTS = ("Why is the sky blue?", "Give three tips for staying healthy.", "请介绍一下北京。")
-DTYPES = ("bf16", "fp8")
 METRICS = ("loss", "rewards/accuracies", "rewards/margins")
 
 
@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True, help="all curves; written after every run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="two or more")
+    parser.add_argument("--form", choices=("fp8", "fp8_backward"), default="fp8", help="what is compared with bf16")
     parser.add_argument("--steps", type=int, default=300, help="of SFT")
     parser.add_argument("--dpo_steps", type=int, default=300)
     parser.add_argument("--eval_steps", type=int, default=50)
@@ -98,13 +99,13 @@ def main() -> None:
         for objective, paths in files.items()
         if paths
     }
-    runs = [Run(*key) for key in itertools.product(data, DTYPES, options.seeds)]
+    runs = [Run(*key) for key in itertools.product(data, ("bf16", options.form), options.seeds)]
     finished = train_all(options, data, runs)
     verdicts = {}
     for objective in data:
         if of_it := [run for run in finished if run.objective == objective]:
             measure_in_bf16(options, data[objective][1], of_it)
-            verdicts[objective] = compare(objective, of_it)
+            verdicts[objective] = compare(objective, options.form, of_it)
     save(options, finished, verdicts)
     if len(finished) < len(runs):
         sys.exit(f"{len(runs) - len(finished)} of {len(runs)} runs failed")
@@ -215,8 +216,8 @@ def apart(one: Run, other: Run) -> float:
     return statistics.fmean(abs(a - b) for a, b in pairs)
 
 
-def compare(objective: str, runs: list[Run]) -> dict[str, Any]:
-    """Tables and the verdict of one objective: held-out numbers as trained (the fp8 runs in fp8), and all in bf16."""
+def compare(objective: str, form: str, runs: list[Run]) -> dict[str, Any]:
+    """Tables and the verdict of one objective: held-out numbers as trained (in fp8 where so), and all in bf16."""
     metrics = [name for name in METRICS if name in runs[0].final]
     columns = [f"{name}, {how}" for name in metrics for how in ("as trained", "in bf16")]
     print(f"\n## {objective}\n| run | before | {' | '.join(columns)} | train loss, last {LAST_STEPS} steps |")
@@ -225,11 +226,11 @@ def compare(objective: str, runs: list[Run]) -> dict[str, Any]:
         values = " | ".join(f"{part.get(m, math.nan):.4f}" for m in metrics for part in (run.final, run.in_bf16))
         print(f"| {run.name} | {run.held_out[0]['loss']:.4f} | {values} | {run.last_train_loss:.4f} |")
     by_key = {(run.dtype, run.seed): run for run in runs}
-    seeds = [seed for dtype, seed in by_key if dtype == "bf16" and ("fp8", seed) in by_key]
+    seeds = [seed for dtype, seed in by_key if dtype == "bf16" and (form, seed) in by_key]
     if len(seeds) < 2:
         print("too few pairs of runs to compare")
         return {}
-    bf16, fp8 = ([by_key[dtype, seed] for seed in seeds] for dtype in DTYPES)
+    bf16, fp8 = ([by_key[dtype, seed] for seed in seeds] for dtype in ("bf16", form))
     verdict: dict[str, Any] = {}
     for name in metrics:
         verdict[name] = judge(f"{name}, as trained", *([run.final[name] for run in kind] for kind in (bf16, fp8)))

@@ -45,7 +45,7 @@ def batches(objective: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("objective", ["sft", "dpo"])
-@pytest.mark.parametrize("form", ["bf16", "fp8"])
+@pytest.mark.parametrize("form", ["bf16", "fp8_backward", "fp8"])
 @pytest.mark.parametrize("policy", ["none", "cheap", "all", "1", "cheap/1"])
 def test_forward_and_backward_are_told_in_one_go(
     objective: str, form: str, policy: str, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
@@ -69,8 +69,8 @@ def test_forward_and_backward_are_told_in_one_go(
     compute = Compute(torch.device("cuda", 0), torch.bfloat16, "test")
     base = load_base(ModelConfig(model_name_or_path=str(tiny_llama_dir)), compute)
     adapted = attach_lora(base, LoraConfig(lora_r=16), dtype=torch.bfloat16, seed=3)
-    if form == "fp8":
-        compute_in_fp8(adapted)
+    if form != "bf16":
+        compute_in_fp8(adapted, forward=form == "fp8")
     network = PackedModel(adapted, policy).train()
     optimizer = build_optimizer(list(trainable_parameters(network).values()), OptimizationConfig())
     engine = Engine(network, optimizer, {**ZERO_2, "bf16": {"enabled": True}}, distributed.Ranks(), fingerprint)

@@ -124,6 +124,34 @@ def test_a_network_takes_the_rows_that_travel_and_computes_the_same_without(
         assert torch.equal(got, expected)
 
 
+def test_fp8_backward_gives_what_bf16_gives_and_rounds_gradients_alone(tiny_llama_dir: Path) -> None:
+    def outcome(form: str | None) -> list[torch.Tensor]:
+        base = load_base(
+            ModelConfig(model_name_or_path=str(tiny_llama_dir)), Compute(torch.device("cpu"), torch.bfloat16, "test")
+        )
+        adapted = attach_lora(base, LoraConfig(lora_r=4), dtype=torch.bfloat16, seed=3)
+        if form is not None:
+            assert compute_in_fp8(adapted, forward=form == "fp8") == []
+        network = PackedModel(adapted, "cheap").train()
+        generator = torch.Generator().manual_seed(2)
+        for parameter in lora_b_parameters(network).values():
+            nn.init.normal_(parameter, std=0.05, generator=generator)
+        ids = torch.randint(3, 200, (1, 40), generator=torch.Generator().manual_seed(0))
+        hidden = network(ids, torch.arange(40)[None], torch.tensor([0, 40], dtype=torch.int32), (40,))
+        (hidden * torch.randn(40, 64, generator=torch.Generator().manual_seed(1)).bfloat16()).sum().backward()
+        gradients = [parameter.grad for parameter in trainable_parameters(network).values()]
+        return [hidden.detach(), *(gradient for gradient in gradients if gradient is not None)]
+
+    bf16, backward, everything = outcome(None), outcome("fp8_backward"), outcome("fp8")
+    assert torch.equal(bf16[0], backward[0])
+    assert not torch.equal(bf16[0], everything[0])
+    apart = [
+        float(torch.cat([(a - b).flatten() for a, b in zip(bf16[1:], other[1:], strict=True)]).norm())
+        for other in (backward, everything)
+    ]
+    assert 0 < apart[0] < apart[1]
+
+
 KERNELS = """
 import torch
 from interpreter import run_in_interpreter

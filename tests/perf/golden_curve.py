@@ -41,7 +41,7 @@ def ours(model: str, loader: StepLoader[Any], steps: int, compute: Any) -> tuple
     """Losses of our path, and the adapter that it began with."""
     adapted = attach_lora(load_base(ModelConfig(model_name_or_path=model), compute), LORA, dtype=compute.dtype, seed=0)
     if compute.fp8:
-        compute_in_fp8(adapted)
+        compute_in_fp8(adapted, forward=compute.fp8 == "fp8")
     network = PackedModel(adapted, "cheap")
     parameters = trainable_parameters(network)
     started = {place(name): p.detach().float().clone() for name, p in parameters.items()}

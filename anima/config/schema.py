@@ -25,9 +25,8 @@ class ModelConfig:
     quantization: Literal["nf4", "none"] = "nf4"
     """Storage of the base's linear layers: 4-bit NF4 with double quantisation, or 16 bit (plain LoRA)."""
     compute_dtype: Literal["auto", "bf16", "fp32", "fp8", "fp8_backward"] = "auto"
-    """Number format; auto: bf16 where the processor really has it, else fp32; fp8_backward: products of input
-    gradients with an NF4 base in e4m3, the rest in bf16, on Ada, Hopper and later GPUs; fp8 (experimental): all
-    products with the base."""
+    """Number format; auto: bf16 where the processor really has it, else fp32; fp8_backward: input gradients
+    through an NF4 base in e4m3, the rest in bf16, on Ada, Hopper and later GPUs; fp8 (experimental): outputs too."""
     adapter_path: str | None = None
     """Folder of a PEFT LoRA adapter to go on training from; None starts a new one."""
     trust_remote_code: bool = False
@@ -267,9 +266,8 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**32, "a seed is a natural number", "seed", self.seed, "0 to 4294967295")
-        dtype, of_base = self.model.compute_dtype, self.model.quantization
-        fits = not (dtype.startswith("fp8") and of_base == "none")
-        _require(fits, "fp8 is made from an NF4 base", "compute_dtype", dtype, "--quantization nf4")
+        dtype, ok = self.model.compute_dtype, self.model.quantization == "nf4"
+        _require(ok or "fp8" not in dtype, "fp8 is made from an NF4 base", "compute_dtype", dtype, "--quantization nf4")
         tokens = self.batch.micro_batch_tokens
         _require(
             tokens > 0 or self.optimization.recompute == "auto",

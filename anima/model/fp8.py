@@ -18,6 +18,7 @@ from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
 from anima.errors import ModelError
+from anima.model.agreement import refuse_difference
 from anima.model.nf4 import dequantize, unpack
 
 E4M3_MAX = 448.0
@@ -290,21 +291,3 @@ def _check_kernels(base: nn.Linear, scales: WeightScales) -> None:
         wider = torch.empty(len(expected), 2 * expected.shape[1], dtype=expected.dtype, device=expected.device)
         part = wider[:, expected.shape[1] :]
         refuse_difference("part of a weight", weight_in_fp8(base, scales, transposed=flip, output=part), expected)
-
-
-def refuse_difference(kernel: str, got: Tensor, expected: Tensor) -> None:
-    """Of what a kernel gives from its reference.
-
-    Raises:
-        ModelError: they differ by more than what a tie that is rounded the other way gives.
-    """
-    wide = expected.float()
-    error = float((got.float() - wide).norm() / wide.norm())
-    if not error < 1e-2:
-        raise ModelError(
-            "the fp8 kernels do not compute what they should on this GPU",
-            where=kernel,
-            got=f"relative error {error:.3g}",
-            allowed="below 0.01",
-            fix="--compute_dtype bf16, and report the GPU with the versions of torch and triton",
-        )

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anima.model import fp8
+from anima.model.agreement import refuse_difference
 
 _ATTRIBUTE = "anima_fp8_rows"
 Rows = tuple[Tensor, Tensor]
@@ -213,18 +214,18 @@ def check_kernels(norm_weight: Tensor, width: int) -> None:
     products = norm.detach(), F.silu(gate) * up
     for name, output, product in zip(("norm", "SwiGLU product"), outputs, products, strict=True):
         rows = take((output,))
-        fp8.refuse_difference(name, output.detach(), product)
-        fp8.refuse_difference(f"rows of a {name}", rows[0] if rows else output, fp8.rows_by_torch(output.detach())[0])
+        refuse_difference(name, output.detach(), product)
+        refuse_difference(f"rows of a {name}", rows[0] if rows else output, fp8.rows_by_torch(output.detach())[0])
     of_gate, of_up = torch.autograd.grad(outputs[1], leaves[1:], gradient)
     rows = take((of_gate, of_up))
     both = fp8.rows_by_torch(torch.cat((of_gate, of_up), dim=1))[0]
-    fp8.refuse_difference("rows of SwiGLU's gradients", rows[0] if rows else of_gate, both)
+    refuse_difference("rows of SwiGLU's gradients", rows[0] if rows else of_gate, both)
     for got, expected in zip((of_gate, of_up), silu_gradients_by_torch(gradient, gate, up), strict=True):
-        fp8.refuse_difference("SwiGLU's gradients", got, expected)
+        refuse_difference("SwiGLU's gradients", got, expected)
     of_norm, exact = (
         torch.autograd.grad(*of)[0] for of in ((outputs[0], leaves[0], target), (norm, wide, target.float()))
     )
-    fp8.refuse_difference("a norm's gradient", of_norm, exact)
+    refuse_difference("a norm's gradient", of_norm, exact)
 
 
 def _flat(tensor: Tensor) -> Tensor:

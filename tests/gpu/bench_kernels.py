@@ -85,7 +85,7 @@ def try_tiles(matrices: dict[tuple[int, int], list[Quantized]]) -> None:
     found = matrices[SHAPES[1]]
     sizes = {
         False: ((1, 2048), (4, 1024), (8, 1024), (16, 256)),
-        True: ((64, 64), (128, 32), (128, 64), (256, 32), (128, 128)),
+        True: ((64, 64), (64, 256), (128, 64), (128, 256), (128, 128)),
     }
     for dtype, transposed in ((torch.bfloat16, False), (torch.float8_e4m3fn, False), (torch.float8_e4m3fn, True)):
         results = []

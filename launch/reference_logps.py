@@ -27,7 +27,9 @@ def main(argv: Sequence[str]) -> None:
     from anima.model.console import quiet_libraries
 
     ranks = read_ranks()
-    compute = choose_compute("auto" if options.dry_run else config.device, config.model.compute_dtype, ranks.local_rank)
+    device, settings = "auto" if options.dry_run else config.device, config.model
+    nf4 = settings.quantization == "nf4"
+    compute = choose_compute(device, settings.compute_dtype, ranks.local_rank, trains_nf4=nf4)
     if options.dry_run:
         print(describe(config, merge_deepspeed(config, bf16=compute.is_bf16)), end="")
         return

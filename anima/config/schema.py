@@ -25,8 +25,8 @@ class ModelConfig:
     quantization: Literal["nf4", "none"] = "nf4"
     """Storage of the base's linear layers: 4-bit NF4 with double quantisation, or 16 bit (plain LoRA)."""
     compute_dtype: Literal["auto", "bf16", "fp32", "fp8", "fp8_backward"] = "auto"
-    """Number format; auto: bf16 where the processor really has it, else fp32; fp8_backward: input gradients
-    through an NF4 base in e4m3, the rest in bf16, on Ada, Hopper and later GPUs; fp8 (experimental): outputs too."""
+    """Number format; auto: bf16 where the processor really has it (on Hopper over NF4 fp8_backward), else fp32;
+    fp8_backward: input gradients through an NF4 base in e4m3, the rest bf16, from Ada on; fp8 (experimental): all."""
     adapter_path: str | None = None
     """Folder of a PEFT LoRA adapter to go on training from; None starts a new one."""
     trust_remote_code: bool = False

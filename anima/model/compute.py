@@ -17,6 +17,8 @@ BF16_COMPUTE_CAPABILITY = (8, 0)
 """First CUDA compute capability with bf16 units (Ampere)."""
 FP8_COMPUTE_CAPABILITY = (8, 9)
 """First one with fp8 units (Ada); Hopper and Blackwell have them too."""
+HOPPER = (9, 0)
+"""The one on which fp8_backward was measured to be faster than bf16, and to train as well."""
 FP8_PRODUCTS = {"fp8": "products with the base", "fp8_backward": "products of input gradients with the base"}
 """Number formats with products in fp8, and which those are."""
 _ALLOCATOR = "expandable_segments:True"
@@ -63,13 +65,14 @@ class Compute:
         return self.dtype == torch.bfloat16
 
 
-def choose_compute(device: str, compute_dtype: str, local_rank: int) -> Compute:
+def choose_compute(device: str, compute_dtype: str, local_rank: int, *, trains_nf4: bool = False) -> Compute:
     """Pick this rank's device and number format.
 
     Args:
         device: auto, cuda or cpu.
         compute_dtype: auto, bf16, fp32, fp8 or fp8_backward.
         local_rank: Index of this process on its machine; it is also its GPU.
+        trains_nf4: The base is NF4 and gradients go through it; then auto is fp8_backward where that was measured.
 
     Raises:
         ConfigError: CUDA is asked for and absent, or there are fewer GPUs than processes.
@@ -93,7 +96,8 @@ def choose_compute(device: str, compute_dtype: str, local_rank: int) -> Compute:
             allowed=f"at most {count} processes on this machine",
             fix=f"deepspeed --num_gpus {count} … or torchrun --nproc_per_node {count} …",
         )
-    return _choose_cuda(compute_dtype, local_rank)
+    measured = trains_nf4 and torch.cuda.get_device_capability(local_rank) == HOPPER
+    return _choose_cuda("fp8_backward" if compute_dtype == "auto" and measured else compute_dtype, local_rank)
 
 
 def _choose_cuda(compute_dtype: str, index: int) -> Compute:

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from anima.errors import ConfigError
 from anima.model.compute import choose_compute
 
 
@@ -41,3 +42,36 @@ def test_a_cpu_leaves_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
     choose_compute("cpu", "auto", 0)
     assert "PYTORCH_ALLOC_CONF" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("capability", "nf4", "asked", "label"),
+    [
+        ((9, 0), True, "auto", "fp8_backward"),
+        ((9, 0), False, "auto", "bf16"),
+        ((9, 0), True, "bf16", "bf16"),
+        ((9, 0), True, "fp8", "fp8"),
+        ((8, 9), True, "auto", "bf16"),
+        ((8, 9), True, "fp8_backward", "fp8_backward"),
+        ((8, 0), True, "auto", "bf16"),
+        ((10, 0), True, "auto", "bf16"),
+        ((7, 5), True, "auto", "fp32"),
+    ],
+)
+@pytest.mark.usefixtures("made_up_gpu")
+def test_auto_is_fp8_backward_only_where_that_was_measured(
+    capability: tuple[int, int], nf4: bool, asked: str, label: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    compute = choose_compute("cuda", asked, 0, trains_nf4=nf4)
+    assert compute.label == label
+    assert compute.is_bf16 == (label != "fp32")
+
+
+@pytest.mark.usefixtures("made_up_gpu")
+@pytest.mark.parametrize("form", ["fp8", "fp8_backward"])
+def test_fp8_is_refused_where_the_gpu_has_none(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 0))
+    with pytest.raises(ConfigError, match="no fp8 units"):
+        choose_compute("cuda", form, 0, trains_nf4=True)

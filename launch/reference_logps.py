@@ -23,13 +23,11 @@ def main(argv: Sequence[str]) -> None:
     """Parse the flags of a training, then fill the cache."""
     config, options = parse_config(argv, prog="launch/reference_logps.py")
     from anima.distributed import read_ranks
-    from anima.model.compute import choose_compute, claim_device
+    from anima.model.compute import claim_device, compute_for_training
     from anima.model.console import quiet_libraries
 
     ranks = read_ranks()
-    device, settings = "auto" if options.dry_run else config.device, config.model
-    nf4 = settings.quantization == "nf4"
-    compute = choose_compute(device, settings.compute_dtype, ranks.local_rank, trains_nf4=nf4)
+    compute = compute_for_training(config, ranks.local_rank, dry_run=options.dry_run)
     if options.dry_run:
         print(describe(config, merge_deepspeed(config, bf16=compute.is_bf16)), end="")
         return

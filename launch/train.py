@@ -39,12 +39,10 @@ def main(argv: Sequence[str]) -> None:
     """Parse, then print (`--dry_run`) or train."""
     config, options = parse_config(argv)
     from anima.distributed import read_ranks
-    from anima.model.compute import choose_compute
+    from anima.model.compute import compute_for_training
 
     ranks = read_ranks()
-    device, settings = "auto" if options.dry_run else config.device, config.model
-    nf4 = settings.quantization == "nf4"
-    compute = choose_compute(device, settings.compute_dtype, ranks.local_rank, trains_nf4=nf4)
+    compute = compute_for_training(config, ranks.local_rank, dry_run=options.dry_run)
     merged = merge_deepspeed(config, bf16=compute.is_bf16)
     if options.dry_run:
         print(describe(config, merged), end="")

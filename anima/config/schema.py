@@ -266,8 +266,8 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**32, "a seed is a natural number", "seed", self.seed, "0 to 4294967295")
-        dtype, ok = self.model.compute_dtype, self.model.quantization == "nf4"
-        _require(ok or "fp8" not in dtype, "fp8 is made from an NF4 base", "compute_dtype", dtype, "--quantization nf4")
+        dtype, nf4 = self.model.compute_dtype, self.model.quantization == "nf4"
+        _require(nf4 or "fp8" not in dtype, "fp8 reads an NF4 base", "compute_dtype", dtype, "--quantization nf4")
         tokens = self.batch.micro_batch_tokens
         _require(
             tokens > 0 or self.optimization.recompute == "auto",

@@ -5,7 +5,9 @@ documents with the same result.
 Registered with transformers under `IMPLEMENTATION`; the boundaries travel as keyword arguments of the forward pass.
 """
 
+import functools
 import inspect
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -28,6 +30,7 @@ SHORT_COMPUTE_CAPABILITY = (9, 0)
 SHORT_HEAD_DIMS = (64, 128)
 FLASH_KNOWS_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 """Grouped heads without repeating keys and values: from torch 2.12 on."""
+_log = logging.getLogger(__name__)
 
 
 def packed_attention(
@@ -124,9 +127,40 @@ def _flash(
 
 def is_short(query: Tensor, lengths: Sequence[int], window: int | None) -> bool:
     """Whether our kernels take documents of these lengths: where they were seen to be faster."""
-    longest, head_dim = max(lengths), query.shape[-1]
-    fits = head_dim in SHORT_HEAD_DIMS and longest <= SHORT and (window is None or window >= longest)
-    return fits and torch.cuda.get_device_capability(query.device) == SHORT_COMPUTE_CAPABILITY
+    longest = max(lengths)
+    fits = longest <= SHORT and (window is None or window >= longest)
+    return fits and serves_short(query.device, query.shape[-1])
+
+
+@functools.cache
+def serves_short(device: torch.device, head_dim: int) -> bool:
+    """Whether our kernels are used on this device at all: where they were measured, and if they agree there with flash
+    attention. Ask for the first time outside of a forward pass, whose hooks would see the tensors of this question.
+    """
+    if device.type != "cuda" or head_dim not in SHORT_HEAD_DIMS:
+        return False
+    if torch.cuda.get_device_capability(device) != SHORT_COMPUTE_CAPABILITY:
+        return False
+    generator, lengths = torch.Generator().manual_seed(0), (70, 1, 130)
+    borders = _Borders(torch.tensor([0, 70, 71, 201], dtype=torch.int32, device=device), lengths)
+    with torch.inference_mode(False), torch.enable_grad():
+        query, key, value, target = (
+            torch.randn(1, heads, 201, head_dim, generator=generator).to(device, torch.bfloat16).requires_grad_()
+            for heads in (4, 2, 2, 4)
+        )
+        outputs = (
+            _short(query, key, value, None, borders.cu_seqlens),
+            _flash(query, key, value, None, None, borders, borders),
+        )
+        ours, theirs = (
+            (output, *torch.autograd.grad(output, (query, key, value), target.detach().transpose(1, 2)))
+            for output in outputs
+        )
+    pairs = [(mine.float(), other.float()) for mine, other in zip(ours, theirs, strict=True)]
+    if all(bool((mine - other).norm() < 2e-2 * other.norm()) for mine, other in pairs):
+        return True
+    _log.warning("our attention kernels differ from flash attention on this GPU: using that, which is slower")
+    return False
 
 
 def _short(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, cu_seqlens: Tensor) -> Tensor:

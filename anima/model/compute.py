@@ -6,11 +6,11 @@ older GPUs claim support by emulation as well.
 
 import os
 from dataclasses import dataclass
-from typing import Any, Literal, cast
 
 import torch
 
 from anima.config.policy import parse_policy
+from anima.config.schema import Config
 from anima.errors import ConfigError
 
 BF16_COMPUTE_CAPABILITY = (8, 0)
@@ -33,8 +33,8 @@ class Compute:
     device: torch.device
     dtype: torch.dtype
     reason: str
-    fp8: Literal["", "fp8", "fp8_backward"] = ""
-    """Which products with the frozen base run in e4m3: none, all, or those of input gradients; all else in `dtype`."""
+    fp8: str = ""
+    """One of FP8_PRODUCTS, whose products with the frozen base run in e4m3; empty for none. All else is in `dtype`."""
 
     @property
     def label(self) -> str:
@@ -63,6 +63,13 @@ class Compute:
     def is_bf16(self) -> bool:
         """True if the computation runs in bf16 over fp32 masters."""
         return self.dtype == torch.bfloat16
+
+
+def compute_for_training(config: Config, local_rank: int, *, dry_run: bool) -> Compute:
+    """What a run computes in, and what prepares its reference; a dry run takes any device. Errors as below."""
+    nf4 = config.model.quantization == "nf4"
+    device = "auto" if dry_run else config.device
+    return choose_compute(device, config.model.compute_dtype, local_rank, trains_nf4=nf4)
 
 
 def choose_compute(device: str, compute_dtype: str, local_rank: int, *, trains_nf4: bool = False) -> Compute:
@@ -124,7 +131,7 @@ def _choose_cuda(compute_dtype: str, index: int) -> Compute:
                 fix="--compute_dtype auto",
             )
         reason = f"fp8 (e4m3) {FP8_PRODUCTS[compute_dtype]}, bf16 else, on {name}"
-        return Compute(target, torch.bfloat16, reason, fp8=cast(Any, compute_dtype))
+        return Compute(target, torch.bfloat16, reason, fp8=compute_dtype)
     if compute_dtype == "fp32" or not capable:
         return Compute(target, torch.float32, f"fp32 on {name}")
     return Compute(target, torch.bfloat16, f"bf16 on {name}")
@@ -136,7 +143,7 @@ def _choose_cpu(compute_dtype: str) -> Compute:
     if compute_dtype in FP8_PRODUCTS:
         dtype = torch.bfloat16 if capable else torch.float32
         reason = f"{compute_dtype} emulated on the CPU: a rehearsal, slower than without it"
-        return Compute(target, dtype, reason, fp8=cast(Any, compute_dtype))
+        return Compute(target, dtype, reason, fp8=compute_dtype)
     if compute_dtype == "bf16":
         note = "" if capable else "; this processor emulates it, expect it to be many times slower than fp32"
         return Compute(target, torch.bfloat16, f"bf16 on the CPU as asked{note}")

@@ -280,9 +280,15 @@ def _check_kernels(base: nn.Linear, scales: WeightScales) -> None:
     quantized = quantize_rows(rows)
     refuse_difference("rows", quantized[0], rows_by_torch(rows)[0])
     weight = weight_in_fp8(base, scales, transposed=False)
-    raw = quantized[0].float() @ weight.float().T
-    got = fp8_kernels.product(quantized, weight, scales.rows, None, update, rows.dtype)
-    refuse_difference("product", got, finished_by_torch(raw, quantized[1], scales.rows, None, update))
+    if scales.forward:
+        raw = quantized[0].float() @ weight.float().T
+        got = fp8_kernels.product(quantized, weight, scales.rows, None, update, rows.dtype)
+        refuse_difference("product", got, finished_by_torch(raw, quantized[1], scales.rows, None, update))
+    values, of_rows = quantize_rows(rows.new_empty(64, base.out_features).normal_())
+    turned = weight_in_fp8(base, scales, transposed=True)
+    got = _scaled_product(values, turned, of_rows, scales.columns, rows.dtype)
+    raw = values.float() @ turned.float().T
+    refuse_difference("product of gradients", got, finished_by_torch(raw, of_rows, scales.columns, None, None))
     parts = [rows, 2 * rows, -rows]
     refuse_difference("side by side", quantize_side_by_side(parts)[0], rows_by_torch(torch.cat(parts, dim=1))[0])
     for flip in (False, True):

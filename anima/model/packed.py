@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from anima.errors import ModelError
-from anima.model.attention import IMPLEMENTATION
+from anima.model.attention import IMPLEMENTATION, serves_short
 from anima.model.lora import AdaptedModel
 from anima.model.recompute import apply_policy
 from anima.model.shared_keys import SharedKeys
@@ -32,6 +32,7 @@ class PackedModel(nn.Module):
         if not isinstance(head, nn.Linear) or head.bias is not None:
             raise ModelError("the model's output head is no plain matrix", got=type(head).__name__)
         apply_policy(self.causal_lm, recompute)
+        serves_short(head.weight.device, self.head_dim)
 
     @property
     def causal_lm(self) -> PreTrainedModel:

@@ -83,3 +83,18 @@ def test_errors_are_no_larger_than_those_of_flash_attention(
             part = slice(begin, end)
             bound = 2e-2 * wide[part].norm() + 1e-2  # of a single token, queries and keys have a gradient of zero
             assert (got[part].double() - wide[part]).norm() < bound
+
+
+def test_a_kernel_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    from anima.model import attention, attention_kernels
+
+    if torch.cuda.get_device_capability() != attention.SHORT_COMPUTE_CAPABILITY:
+        pytest.skip("our kernels were not measured on this GPU")
+    device, right = torch.device("cuda", 0), attention_kernels.gradients
+    attention.serves_short.cache_clear()
+    assert attention.serves_short(device, 128)
+    assert attention.serves_short(device, 64)
+    monkeypatch.setattr(attention_kernels, "gradients", lambda *given: [1.1 * found for found in right(*given)])
+    attention.serves_short.cache_clear()
+    assert not attention.serves_short(device, 128)
+    attention.serves_short.cache_clear()

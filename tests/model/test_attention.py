@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from anima.data.shared_prompts import share
+from anima.model import attention
 from anima.model.attention import packed_attention
 from anima.model.shared_keys import with_shared
 
@@ -101,3 +102,17 @@ def test_a_mask_or_missing_boundaries_are_refused() -> None:
             cu_seqlens=boundaries,
             document_lengths=[3],
         )
+
+
+@pytest.mark.parametrize(
+    ("lengths", "window", "short"),
+    [([5, 2048], None, True), ([5, 2049], None, False), ([5, 40], 39, False), ([5, 40], 40, True)],
+)
+def test_our_kernels_take_short_documents_without_an_effective_window(
+    lengths: list[int], window: int | None, short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = torch.zeros(1, 2, 3, 128)
+    assert not attention.is_short(query, lengths, window)  # never on a CPU
+    monkeypatch.setattr(attention, "serves_short", lambda device, head_dim: head_dim == 128)
+    assert attention.is_short(query, lengths, window) == short
+    assert not attention.is_short(query[..., :96], lengths, window)
